@@ -1,0 +1,1 @@
+"""Pretraining of bidirectional encoders (ALBERT first) on your own text with JAX and Flax."""

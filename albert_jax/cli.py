@@ -1,0 +1,59 @@
+"""What every command shares: a quiet environment, `--help` with examples, errors as one line, exit codes.
+
+Exit codes: 0 done; 1 the work could not be done or was interrupted; 2 the command line was wrong.
+"""
+
+import argparse
+import importlib.util
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from albert_jax.errors import UserError
+
+
+def parser(module_doc: str, prog: str) -> argparse.ArgumentParser:
+    """An argument parser whose `--help` shows the command's docstring, examples included."""
+    return argparse.ArgumentParser(
+        prog=f"python -m albert_jax.{prog}",
+        description=module_doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Runs a command's `main(argv)` and exits: `UserError` becomes one message and exit code 1."""
+    quiet_environment()
+    # A reader that went away (`| head`) ends us silently, as it does other tools.
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        code = main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(code or 0)
+
+
+def quiet_environment() -> None:
+    """Keeps libraries from talking to the user; set before they are imported. The user's own values win."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    if "JAX_PLATFORMS" not in os.environ and not _has_accelerator():
+        # libtpu may be installed for ahead-of-time compilation alone; without this JAX would
+        # load it, look for a TPU for a while and say so.
+        os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def _has_accelerator() -> bool:
+    devices = ("/dev/accel0", "/dev/vfio/0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+    on_tpu_pod = "TPU_WORKER_HOSTNAMES" in os.environ or "TPU_NAME" in os.environ
+    apple_gpu = importlib.util.find_spec("jax_plugins.metal") is not None if sys.platform == "darwin" else False
+    return on_tpu_pod or apple_gpu or any(Path(device).exists() for device in devices)

@@ -1,0 +1,491 @@
+"""What a run may be told: every config field with its unit and reason, its checks, and how files and flags set it.
+
+A config file has `get_config(arg="")`, starts from `default_config()` and returns it changed;
+`--config=FILE[:ARG] --config.section.field=value` names one and overrides it (`load`). `resolve` turns the result
+into frozen dataclasses and refuses what is unknown, of the wrong type or impossible, naming field, value and what
+would be right. Only the commands see the ConfigDict; everything below them takes the dataclasses.
+
+Field names of `model` are those of ALBERT's published config.json.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+
+from albert_jax.errors import UserError
+
+ACTIVATIONS = ("gelu_new", "gelu", "relu")
+OBJECTIVES = ("sop", "nsp", "none")
+DTYPES = ("bfloat16", "float32")
+REMAT = ("none", "dots", "full")
+ATTENTION = ("auto", "xla")
+OPTIMIZERS = ("lamb", "adamw")
+SINGLE_SENTENCE = ("split", "random_next")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The encoder and its pretraining heads. Defaults: ALBERT base, v2."""
+
+    vocab_size: int = 30_000  # pieces; 0 = the token store's
+    embedding_size: int = 128  # E; a projection to hidden_size follows where they differ
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_hidden_groups: int = 1  # layer i uses parameter set floor(i * groups / layers)
+    inner_group_num: int = 1  # blocks inside one layer, each with its own parameters
+    attention_groups: int = 0  # sets of attention parameters; 0 = num_hidden_groups
+    ffn_groups: int = 0  # sets of feed-forward parameters; 0 = num_hidden_groups
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu_new"  # gelu_new: tanh approximation; gelu: erf; relu
+    hidden_dropout_prob: float = 0.0  # v2; v1 has 0.1 (xxlarge: 0)
+    attention_probs_dropout_prob: float = 0.0
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02  # sigma of the normal, cut at two sigma
+    layer_norm_eps: float = 1e-12
+    sentence_objective: str = "sop"  # sop: order; nsp: next sentence; none: no sentence head
+    dtype: str = "bfloat16"  # of matrix products; masters, losses and statistics are float32
+    remat: str = "none"  # none; dots: recompute all but matrix products; full: all of a layer
+    attention: str = "auto"  # auto; xla
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values that make no model."""
+        for name in (
+            "embedding_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_hidden_groups",
+            "inner_group_num",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "type_vocab_size",
+        ):
+            _at_least("model", self, name, 1)
+        _at_least("model", self, "vocab_size", 0)
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            _between("model", self, name, 0.0, 0.9)
+        _positive("model", self, "initializer_range")
+        _positive("model", self, "layer_norm_eps")
+        _one_of("model", self, "hidden_act", ACTIVATIONS)
+        _one_of("model", self, "sentence_objective", OBJECTIVES)
+        _one_of("model", self, "dtype", DTYPES)
+        _one_of("model", self, "remat", REMAT)
+        _one_of("model", self, "attention", ATTENTION)
+        if self.hidden_size % self.num_attention_heads:
+            fits = [n for n in range(1, self.hidden_size + 1) if self.hidden_size % n == 0]
+            nearest = sorted(fits, key=lambda n: abs(n - self.num_attention_heads))[:2]
+            raise UserError(
+                f"model.num_attention_heads={self.num_attention_heads} does not divide "
+                f"model.hidden_size={self.hidden_size}; nearest that do: "
+                f"{' and '.join(map(str, sorted(nearest)))}."
+            )
+        for name in ("num_hidden_groups", "attention_groups", "ffn_groups"):
+            _between("model", self, name, 0, self.num_hidden_layers, "model.num_hidden_layers")
+        # 0 means "as num_hidden_groups"; frozen, so set past the guard.
+        object.__setattr__(
+            self, "attention_groups", self.attention_groups or self.num_hidden_groups
+        )
+        object.__setattr__(self, "ffn_groups", self.ffn_groups or self.num_hidden_groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which text, and how examples are cut and masked."""
+
+    path: str = ""  # a token store, made by albert_jax.prepare
+    store_fingerprint: str = ""  # filled in at the start: a run stays with the data it began with
+    max_seq_length: int = 512  # pieces, special tokens included
+    max_predictions_per_seq: int = 77  # 15 % of 512; the released script's default was 20
+    masked_lm_prob: float = 0.15
+    ngram: int = 3  # longest run of words masked together; p(n) is proportional to 1/n
+    short_seq_prob: float = 0.1  # share of documents cut to a random shorter length
+    single_sentence: str = "split"  # a chunk of one sentence; random_next: as released, leaks topic
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values that make no examples."""
+        _at_least("data", self, "max_seq_length", 8)
+        _between("data", self, "max_predictions_per_seq", 1, self.max_seq_length, "data.max_seq_length")
+        _between("data", self, "masked_lm_prob", 0.01, 0.9)
+        _between("data", self, "ngram", 1, 10)
+        _between("data", self, "short_seq_prob", 0.0, 1.0)
+        _one_of("data", self, "single_sentence", SINGLE_SENTENCE)
+        _between("data", self, "seed", 0, 2**31 - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long, and how much at once."""
+
+    steps: int = 125_000
+    global_batch_size: int = 4096  # sequences a step, over all devices
+    microbatch_size: int = 0  # sequences one device handles at once; 0 = its whole share
+    seed: int = 0  # initial values and dropout
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values that make no run."""
+        _at_least("train", self, "steps", 1)
+        _at_least("train", self, "global_batch_size", 1)
+        _at_least("train", self, "microbatch_size", 0)
+        _between("train", self, "seed", 0, 2**31 - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """LAMB or AdamW as released with ALBERT; the schedule is theirs too."""
+
+    name: str = "lamb"
+    learning_rate: float = 0.00176  # peak; 0.005 * sqrt(batch / 32768) for LAMB
+    warmup_steps: int = 3_125  # from 0 to the peak; the decay to 0 counts from step 0
+    weight_decay: float = 0.01  # not on LayerNorm and biases
+    clip_norm: float = 1.0  # global norm of the gradients; 0 = no clipping
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-6  # outside the root
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values that make no optimizer."""
+        _one_of("optimizer", self, "name", OPTIMIZERS)
+        _positive("optimizer", self, "learning_rate")
+        _between("optimizer", self, "learning_rate", 0.0, 1.0)
+        _at_least("optimizer", self, "warmup_steps", 0)
+        _at_least("optimizer", self, "weight_decay", 0.0)
+        _at_least("optimizer", self, "clip_norm", 0.0)
+        _between("optimizer", self, "beta1", 0.0, 0.99999)
+        _between("optimizer", self, "beta2", 0.0, 0.999999)
+        _positive("optimizer", self, "epsilon")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; -1 on one of them = whatever is left."""
+
+    data: int = -1  # whole copies of the model, each with its share of the batch
+    fsdp: int = 1  # shares the batch too, and splits masters and optimizer state
+    tensor: int = 1  # splits heads and feed-forward columns inside a layer
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values that make no mesh."""
+        sizes = {name: getattr(self, name) for name in ("data", "fsdp", "tensor")}
+        for name, size in sizes.items():
+            if size != -1 and size < 1:
+                raise UserError(f"mesh.{name}={size} is no number of devices; give 1 or more, or -1.")
+        if list(sizes.values()).count(-1) > 1:
+            raise UserError(f"mesh: only one axis can be -1 (whatever is left); got {sizes}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save, and what to keep."""
+
+    every_steps: int = 5_000  # 0 = not by steps
+    every_minutes: float = 30.0  # 0 = not by time
+    keep: int = 3  # the newest ones; the best by validation loss is kept besides
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values that make no sense."""
+        _at_least("checkpoint", self, "every_steps", 0)
+        _at_least("checkpoint", self, "every_minutes", 0.0)
+        _at_least("checkpoint", self, "keep", 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """How often figures are written."""
+
+    every_steps: int = 100  # metrics.jsonl, TensorBoard and the progress line; means since the last
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values that make no sense."""
+        _at_least("log", self, "every_steps", 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """How often the held-out text is looked at."""
+
+    every_steps: int = 5_000  # 0 = only at the end
+    steps: int = 50  # batches of the held-out split; 0 = all of it
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values that make no sense."""
+        _at_least("eval", self, "every_steps", 0)
+        _at_least("eval", self, "steps", 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run, whole. The sections are documented where they are defined."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        """Raises UserError where two sections contradict each other."""
+        if self.data.max_seq_length > self.model.max_position_embeddings:
+            raise UserError(
+                f"data.max_seq_length={self.data.max_seq_length} is longer than "
+                f"model.max_position_embeddings={self.model.max_position_embeddings}; "
+                "lower the first or raise the second."
+            )
+        if self.optimizer.warmup_steps > self.train.steps:
+            raise UserError(
+                f"optimizer.warmup_steps={self.optimizer.warmup_steps} is more than "
+                f"train.steps={self.train.steps}: the learning rate would never reach its peak."
+            )
+        if self.model.sentence_objective != "none" and self.model.type_vocab_size < 2:
+            raise UserError(
+                f"model.type_vocab_size={self.model.type_vocab_size} cannot tell two segments apart; "
+                "set it to 2, or model.sentence_objective to none."
+            )
+
+    def to_json(self) -> str:
+        """The config.json of a workdir: sections and fields in order, two spaces deep."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+_SECTIONS: dict[str, type] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "train": TrainConfig,
+    "optimizer": OptimizerConfig,
+    "mesh": MeshConfig,
+    "checkpoint": CheckpointConfig,
+    "log": LogConfig,
+    "eval": EvalConfig,
+}
+
+# What may differ when a run goes on in the same workdir: where it runs and how often it saves or
+# is looked at, never what it computes. (A store that moved is the same by its fingerprint.)
+CHANGEABLE = frozenset(
+    {"data.path", "train.microbatch_size", "model.remat", "model.attention"}
+    | {f"mesh.{axis}" for axis in ("data", "fsdp", "tensor")}
+    | {f"checkpoint.{field.name}" for field in dataclasses.fields(CheckpointConfig)}
+)
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Every field at its default, locked so that a misspelt one is refused where it is written."""
+    sections = {
+        section: {field.name: field.default for field in dataclasses.fields(kind)}
+        for section, kind in _SECTIONS.items()
+    }
+    return ml_collections.ConfigDict(sections).lock()
+
+
+def load(file_and_arg: str, overrides: Sequence[str] = ()) -> Config:
+    """The checked config of `FILE[:ARG]` with `section.field=value` overrides.
+
+    Raises:
+        UserError: no such file, no get_config, a field that does not exist, a value that is none.
+    """
+    values = _run_config_file(file_and_arg)
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f"--config.{override} has no value; write --config.{path}=VALUE.")
+        _set(values, path, text)
+    return resolve(values)
+
+
+def resolve(values: ml_collections.ConfigDict | dict[str, Any]) -> Config:
+    """The typed config of a (nested) dictionary; fields left out keep their defaults.
+
+    Raises:
+        UserError: an unknown section or field, a wrong type, an impossible value.
+    """
+    sections = {}
+    for section, fields in dict(values).items():
+        if section not in _SECTIONS:
+            raise UserError(_unknown(section, "section", list(_SECTIONS)))
+        known = {field.name: field.type for field in dataclasses.fields(_SECTIONS[section])}
+        typed = {}
+        for name, value in dict(fields).items():
+            if name not in known:
+                raise UserError(_unknown(f"{section}.{name}", "field", [f"{section}.{k}" for k in known]))
+            typed[name] = _typed(f"{section}.{name}", value, known[name])
+        sections[section] = _SECTIONS[section](**typed)
+    return Config(**sections)
+
+
+def read_workdir(workdir: pathlib.Path) -> Config:
+    """The config a run was started with, out of its config.json.
+
+    Raises:
+        UserError: no run there, or a file that is not a config.
+    """
+    path = workdir / "config.json"
+    try:
+        return resolve(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f"{workdir} holds no run (no config.json); --workdir of albert_jax.train?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a config: {error}") from None
+
+
+def differing_fields(ours: Config, theirs: Config) -> list[str]:
+    """`section.field: theirs -> ours` for every field that decides what a run computes."""
+    ours_flat, theirs_flat = _flatten(ours), _flatten(theirs)
+    return [
+        f"{name}: {theirs_flat[name]!r} there, {value!r} now"
+        for name, value in ours_flat.items()
+        if name not in CHANGEABLE and value != theirs_flat[name]
+    ]
+
+
+def recipe_warnings(config: Config) -> list[str]:
+    """What in a valid config is far from the recipe that is known to work, with the value that fits.
+
+    The rule ties LAMB's learning rate and warm-up to the batch (You et al. 2020, arXiv:1904.00962, table 4:
+    rate 0.005 at 32,768 and falling with the root, warm-up share proportional to the batch); ALBERT's 0.00176 and
+    3,125 of 125,000 steps at 4,096 are on it. Longer runs kept those 3,125 warm-up steps.
+    """
+    warnings = []
+    batch, steps = config.train.global_batch_size, config.train.steps
+    if config.optimizer.name == "lamb":
+        rate = 0.005 * math.sqrt(batch / 32768)
+        ratio = config.optimizer.learning_rate / rate
+        if not 0.5 <= ratio <= 2.0:
+            warnings.append(
+                f"optimizer.learning_rate={config.optimizer.learning_rate:g} is {ratio:.2g} times what LAMB's rule "
+                f"gives for train.global_batch_size={batch}; {rate:.3g} fits."
+            )
+        warmup = max(1, round(min(steps * batch / 163_840, 3_125)))
+        given = config.optimizer.warmup_steps
+        if given < warmup / 2 or given > max(4 * warmup, steps // 10):
+            warnings.append(
+                f"optimizer.warmup_steps={given} is far from LAMB's rule for {steps} steps of "
+                f"{batch} sequences; {warmup} fits."
+            )
+    share = config.data.masked_lm_prob
+    room = config.data.max_predictions_per_seq / config.data.max_seq_length
+    fits = round(0.15 * config.data.max_seq_length)
+    if not 0.1 <= share <= 0.25:
+        warnings.append(f"data.masked_lm_prob={share:g} is far from the usual 0.15.")
+    if room < 0.8 * min(share, 0.15):
+        warnings.append(
+            f"data.max_predictions_per_seq={config.data.max_predictions_per_seq} masks at most {room:.1%} of "
+            f"data.max_seq_length={config.data.max_seq_length}; {fits} would mask 15 %."
+        )
+    elif room > 2 * max(share, 0.15):
+        warnings.append(
+            f"data.max_predictions_per_seq={config.data.max_predictions_per_seq} leaves most masked slots empty at "
+            f"data.max_seq_length={config.data.max_seq_length} and masked_lm_prob={share:g}; {fits} is enough."
+        )
+    return warnings
+
+
+def _run_config_file(file_and_arg: str) -> ml_collections.ConfigDict:
+    name, _, arg = file_and_arg.partition(":")
+    path = pathlib.Path(name)
+    if not path.is_file():
+        raise UserError(f"--config={file_and_arg}: no file {name} (seen from {pathlib.Path.cwd()}).")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config={file_and_arg}: {name} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    # A config file may import its neighbours, wherever the command is started from.
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(arg)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"--config={file_and_arg}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
+
+
+def _set(values: ml_collections.ConfigDict, path: str, text: str) -> None:
+    section, _, name = path.partition(".")
+    if section not in values:
+        raise UserError(_unknown(section, "section", list(values)))
+    if not name or name not in values[section]:
+        raise UserError(_unknown(path, "field", [f"{section}.{key}" for key in values[section]]))
+    kind = type(values[section][name])
+    values[section][name] = _typed(path, _parse(text, kind), kind)
+
+
+def _parse(text: str, kind: type) -> object:
+    """`text` as bool, int or float where it reads as one and is wanted; otherwise as it is."""
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if kind in (int, float):
+        for convert in (int, float):
+            try:
+                return convert(text.replace("_", ""))
+            except ValueError:
+                continue
+    return text
+
+
+def _typed(path: str, value: object, kind: Any) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        wants = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]
+        raise UserError(f"{path}={value!r} is not {wants}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{path}={value!r} is not a finite number.")
+    return value
+
+
+def _unknown(name: str, what: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if near:
+        return f"config has no {what} {name}; did you mean {near[0]}?"
+    return f"config has no {what} {name}; there are: {', '.join(known)}."
+
+
+def _flatten(config: Config) -> dict[str, Any]:
+    return {
+        f"{section}.{name}": value
+        for section, fields in dataclasses.asdict(config).items()
+        for name, value in fields.items()
+    }
+
+
+def _at_least(section: str, owner: object, name: str, low: float) -> None:
+    value = getattr(owner, name)
+    if value < low:
+        raise UserError(f"{section}.{name}={value} is too small; it must be at least {low}.")
+
+
+def _positive(section: str, owner: object, name: str) -> None:
+    value = getattr(owner, name)
+    if not value > 0:
+        raise UserError(f"{section}.{name}={value} must be more than 0.")
+
+
+def _between(
+    section: str, owner: object, name: str, low: float, high: float, high_name: str = ""
+) -> None:
+    value = getattr(owner, name)
+    if not low <= value <= high:
+        limit = f"{high_name}={high}" if high_name else f"{high}"
+        raise UserError(f"{section}.{name}={value} is out of range; it must lie between {low} and {limit}.")
+
+
+def _one_of(section: str, owner: object, name: str, choices: tuple[str, ...]) -> None:
+    value = getattr(owner, name)
+    if value not in choices:
+        raise UserError(f"{section}.{name}={value!r} is none of: {', '.join(choices)}.")

@@ -1,0 +1,284 @@
+"""Embeddings and the stack of layers: one scan over one layer, whatever is shared between depths.
+
+ALBERT shares one set of parameters over all depths, BERT none, and the ALBERT paper's ablations the attention or the
+feed-forward half alone (Lan et al. 2020, arXiv:1909.11942, table 4). Here each half has its own number of sets,
+`attention_groups` and `ffn_groups`: depth i uses set floor(i * groups / depths). Sets lie stacked in arrays with two
+leading axes, [group, inner, ...]; `inner` counts the blocks inside one layer (`inner_group_num`). The depths are cut
+into runs in which each half either stays with one set (which the scan then holds fixed) or takes the next set at each
+depth (which the scan then walks over), so that no depth ever indexes into a stack.
+
+Letters: B batch, L sequence length, E embedding size, D hidden size, H heads, K size of a head, F feed-forward size,
+N depths, I blocks inside a layer.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import meta
+
+from albert_jax.config import ModelConfig
+from albert_jax.model import attention, layers
+
+_ATTENTION_DROPOUT, _ATTENTION_OUTPUT_DROPOUT, _FFN_OUTPUT_DROPOUT, _EMBEDDING_DROPOUT = range(4)
+
+# What a scan may keep for the backward pass instead of computing it again.
+_REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class EncoderOutput(NamedTuple):
+    """What the encoder returns; the last two are None unless asked for."""
+
+    sequence_BLD: jax.Array
+    hidden_states_NBLD: jax.Array | None  # after each block, N*I of them
+    attentions_NBHLM: jax.Array | None  # probabilities, float32
+
+
+class Embeddings(nn.Module):
+    """Word, position and segment embeddings, summed, normalised, dropped out; then projected where E is not D."""
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids_BL: jax.Array,
+        token_type_ids_BL: jax.Array,
+        dropout_keys_B: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns (x_BLD in `dtype`, the word table in float32, for the head that is tied to it)."""
+        cfg = self.config
+        normal = layers.truncated_normal(cfg.initializer_range)
+
+        def table(name: str, axis: str, rows: int) -> jax.Array:
+            init = layers.named(normal, axis, "embedding")
+            return self.param(name, init, (rows, cfg.embedding_size))
+
+        words_VE = table("word_embeddings", "vocab", cfg.vocab_size)
+        positions = table("position_embeddings", "position", cfg.max_position_embeddings)
+        types = table("token_type_embeddings", "type", cfg.type_vocab_size)
+        length = input_ids_BL.shape[1]
+        e_BLE = words_VE[input_ids_BL] + types[token_type_ids_BL] + positions[None, :length]
+        e_BLE = layers.LayerNorm("embedding", cfg.layer_norm_eps, self.dtype, name="layer_norm")(e_BLE)
+        e_BLE = layers.dropout(
+            e_BLE, cfg.hidden_dropout_prob, dropout_keys_B, _EMBEDDING_DROPOUT
+        )
+        if cfg.embedding_size == cfg.hidden_size:
+            return e_BLE, words_VE
+        project = layers.Dense(
+            cfg.hidden_size,
+            ("embedding", "hidden"),
+            cfg.initializer_range,
+            self.dtype,
+            name="projection",
+        )
+        return project(e_BLE), words_VE
+
+
+class AttentionBlock(nn.Module):
+    """LN(x + drop(attention(x))): the first half of a layer, post-LN."""
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x_BLD: jax.Array, attention_mask_BL: jax.Array, dropout_keys_B: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns (x_BLD, probabilities_BHLM)."""
+        cfg = self.config
+        per_head = (*x_BLD.shape[:2], cfg.num_attention_heads, cfg.hidden_size // cfg.num_attention_heads)
+
+        def project(name: str) -> jax.Array:
+            # The kernel stays [D, H*K]: chips pad a last axis of 64 to 128.
+            dense = layers.Dense(
+                cfg.hidden_size, ("hidden", "heads"), cfg.initializer_range, self.dtype, name=name
+            )
+            return dense(x_BLD).reshape(per_head)
+
+        context_BLHK, probabilities_BHLM = attention.attend(
+            project("query"),
+            project("key"),
+            project("value"),
+            attention_mask_BL,
+            cfg.attention_probs_dropout_prob,
+            dropout_keys_B,
+            _ATTENTION_DROPOUT,
+        )
+        out_BLD = layers.Dense(
+            cfg.hidden_size, ("heads", "hidden"), cfg.initializer_range, self.dtype, name="output"
+        )(context_BLHK.reshape(x_BLD.shape))
+        out_BLD = layers.dropout(
+            out_BLD, cfg.hidden_dropout_prob, dropout_keys_B, _ATTENTION_OUTPUT_DROPOUT
+        )
+        norm = layers.LayerNorm("hidden", cfg.layer_norm_eps, self.dtype, name="layer_norm")
+        return norm(x_BLD + out_BLD), probabilities_BHLM
+
+
+class FeedForwardBlock(nn.Module):
+    """LN(x + drop(dense(act(dense(x))))): the second half of a layer, post-LN."""
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, dropout_keys_B: jax.Array | None) -> jax.Array:
+        """Returns x_BLD."""
+        cfg = self.config
+        h_BLF = layers.Dense(
+            cfg.intermediate_size,
+            ("hidden", "ffn"),
+            cfg.initializer_range,
+            self.dtype,
+            name="intermediate",
+        )(x_BLD)
+        h_BLF = layers.ACTIVATIONS[cfg.hidden_act](h_BLF)
+        out_BLD = layers.Dense(
+            cfg.hidden_size, ("ffn", "hidden"), cfg.initializer_range, self.dtype, name="output"
+        )(h_BLF)
+        out_BLD = layers.dropout(
+            out_BLD, cfg.hidden_dropout_prob, dropout_keys_B, _FFN_OUTPUT_DROPOUT
+        )
+        norm = layers.LayerNorm("hidden", cfg.layer_norm_eps, self.dtype, name="layer_norm")
+        return norm(x_BLD + out_BLD)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Neighbouring depths that one scan can do.
+
+    Attributes:
+        length: how many depths.
+        attention, ffn: the half's set, held fixed (an int), or the sets it walks over (a slice).
+    """
+
+    length: int
+    attention: int | slice
+    ffn: int | slice
+
+
+def runs(depths: int, attention_groups: int, ffn_groups: int) -> list[Run]:
+    """The fewest runs in which each half is either fixed or walks one set a depth."""
+    attention_sets = [depth * attention_groups // depths for depth in range(depths)]
+    ffn_sets = [depth * ffn_groups // depths for depth in range(depths)]
+
+    def strides(depth: int) -> tuple[int, int]:
+        return (
+            attention_sets[depth + 1] - attention_sets[depth],
+            ffn_sets[depth + 1] - ffn_sets[depth],
+        )
+
+    result, start = [], 0
+    while start < depths:
+        stop = start + 1
+        while stop < depths and strides(stop - 1) == strides(start):
+            stop += 1
+
+        def part(sets: list[int], start: int = start, stop: int = stop) -> int | slice:
+            first, last = sets[start], sets[stop - 1]
+            return first if first == last else slice(first, last + 1)
+
+        result.append(Run(stop - start, part(attention_sets), part(ffn_sets)))
+        start = stop
+    return result
+
+
+class Encoder(nn.Module):
+    """`num_hidden_layers` layers over x_BLD, each `inner_group_num` blocks of attention and feed-forward."""
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BLD: jax.Array,
+        attention_mask_BL: jax.Array,
+        dropout_keys_B: jax.Array | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> EncoderOutput:
+        """Runs the stack; each depth draws its own dropout."""
+        cfg = self.config
+        attention_block = AttentionBlock(cfg, self.dtype, parent=None)
+        ffn_block = FeedForwardBlock(cfg, self.dtype, parent=None)
+        attention_sets = self.param(
+            "attention", _stacked(attention_block, cfg.attention_groups, cfg), x_BLD, attention_mask_BL, None
+        )
+        ffn_sets = self.param("ffn", _stacked(ffn_block, cfg.ffn_groups, cfg), x_BLD, None)
+
+        def layer(x_BLD: jax.Array, attention_I: Any, ffn_I: Any, depth: jax.Array) -> tuple[jax.Array, Any]:
+            hidden_states, attentions = [], []
+            for inner in range(cfg.inner_group_num):
+                keys_B = None
+                if dropout_keys_B is not None:
+                    site = depth * cfg.inner_group_num + inner
+                    keys_B = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys_B, site)
+                x_BLD, probabilities_BHLM = attention_block.apply(
+                    {"params": _at(attention_I, inner)}, x_BLD, attention_mask_BL, keys_B
+                )
+                x_BLD = ffn_block.apply({"params": _at(ffn_I, inner)}, x_BLD, keys_B)
+                hidden_states.append(x_BLD)
+                attentions.append(probabilities_BHLM)
+            return x_BLD, (
+                jnp.stack(hidden_states) if output_hidden_states else None,
+                jnp.stack(attentions) if output_attentions else None,
+            )
+
+        if cfg.remat != "none":
+            layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[cfg.remat], prevent_cse=False)
+
+        captured, depth = [], 0
+        for run in runs(cfg.num_hidden_layers, cfg.attention_groups, cfg.ffn_groups):
+            scan = nn.scan(
+                lambda _, x, attention_I, ffn_I, depth: layer(x, attention_I, ffn_I, depth),
+                in_axes=(
+                    0 if isinstance(run.attention, slice) else nn.broadcast,
+                    0 if isinstance(run.ffn, slice) else nn.broadcast,
+                    0,
+                ),
+                length=run.length,
+            )
+            x_BLD, outputs = scan(
+                self,
+                x_BLD,
+                _at(attention_sets, run.attention),
+                _at(ffn_sets, run.ffn),
+                jnp.arange(depth, depth + run.length),
+            )
+            captured.append(outputs)
+            depth += run.length
+
+        def joined(which: int, wanted: bool) -> jax.Array | None:
+            if not wanted:
+                return None
+            stacked = jnp.concatenate([outputs[which] for outputs in captured])
+            return stacked.reshape(-1, *stacked.shape[2:])
+
+        return EncoderOutput(
+            x_BLD, joined(0, output_hidden_states), joined(1, output_attentions)
+        )
+
+
+def _at(sets: Any, index: int | slice) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], sets)
+
+
+def _stacked(block: nn.Module, groups: int, cfg: ModelConfig) -> Any:
+    """An initializer for groups x inner sets of the block's parameters, their names with two axes more."""
+
+    def init(key: jax.Array, *inputs: Any) -> Any:
+        keys = jax.random.split(key, (groups, cfg.inner_group_num))
+        one = lambda key: block.init(key, *inputs)["params"]  # noqa: E731
+        params = jax.vmap(jax.vmap(one))(keys)
+        for axis, name in enumerate(("group", "inner")):
+            params = meta.add_axis(params, axis, {nn.PARTITION_NAME: name})
+        return params
+
+    return init

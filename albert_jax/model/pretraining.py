@@ -1,0 +1,104 @@
+"""The whole pretraining model: embeddings, encoder, pooler, masked-word head and sentence head.
+
+Letters: B batch, L sequence length, P masked slots, V vocabulary, E embedding size, D hidden size.
+Source of every part: google-research/albert modeling.py and run_pretraining.py.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from albert_jax.config import ModelConfig
+from albert_jax.model import encoder, layers
+
+
+class PretrainingOutput(NamedTuple):
+    """Scores in float32; the sentence scores are None where the objective has no sentence head."""
+
+    masked_lm_logits_BPV: jax.Array
+    sentence_order_logits_B2: jax.Array | None
+    pooled_BD: jax.Array
+    encoder: encoder.EncoderOutput
+
+
+class PretrainingModel(nn.Module):
+    """ALBERT (or, unshared, BERT) with its two pretraining heads."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids_BL: jax.Array,
+        token_type_ids_BL: jax.Array,
+        attention_mask_BL: jax.Array,
+        masked_lm_positions_BP: jax.Array,
+        dropout_keys_B: jax.Array | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> PretrainingOutput:
+        """Scores of a batch; dropout where keys are given.
+
+        Args:
+            input_ids_BL: int32 in [0, V), 0 on padding.
+            token_type_ids_BL: int32 in [0, type_vocab_size).
+            attention_mask_BL: 1 on real tokens, 0 on padding.
+            masked_lm_positions_BP: int32 in [0, L), 0 on unused slots.
+            dropout_keys_B: a PRNG key for each row, or None.
+            output_hidden_states, output_attentions: also return every block's.
+        """
+        cfg = self.config
+        dtype = jnp.dtype(cfg.dtype)
+        embeddings = encoder.Embeddings(cfg, dtype, name="embeddings")
+        x_BLD, words_VE = embeddings(input_ids_BL, token_type_ids_BL, dropout_keys_B)
+        encoded = encoder.Encoder(cfg, dtype, name="encoder")(
+            x_BLD, attention_mask_BL, dropout_keys_B, output_hidden_states, output_attentions
+        )
+        first_BD = encoded.sequence_BLD[:, 0]
+        pooled_BD = jnp.tanh(
+            layers.Dense(cfg.hidden_size, ("hidden", "heads"), cfg.initializer_range, dtype, name="pooler")(
+                first_BD
+            )
+        )
+        logits_BPV = MaskedLanguageHead(cfg, dtype, name="masked_lm")(
+            encoded.sequence_BLD, masked_lm_positions_BP, words_VE
+        )
+        sentence_logits_B2 = None
+        if cfg.sentence_objective != "none":
+            head = layers.Dense(2, ("hidden", "label"), cfg.initializer_range, dtype, name="sentence_order")
+            sentence_logits_B2 = head(pooled_BD).astype(jnp.float32)
+        return PretrainingOutput(logits_BPV, sentence_logits_B2, pooled_BD, encoded)
+
+
+class MaskedLanguageHead(nn.Module):
+    """Scores of every piece at the masked positions; the output matrix is the word embeddings' table."""
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, sequence_BLD: jax.Array, positions_BP: jax.Array, words_VE: jax.Array
+    ) -> jax.Array:
+        """Returns logits_BPV in float32."""
+        cfg = self.config
+        # Gathered before the dense layers: P is a sixth of L, and V is large.
+        h_BPD = jnp.take_along_axis(sequence_BLD, positions_BP[..., None], axis=1)
+        h_BPE = layers.Dense(
+            cfg.embedding_size, ("hidden", "embedding"), cfg.initializer_range, self.dtype, name="dense"
+        )(h_BPD)
+        h_BPE = layers.ACTIVATIONS[cfg.hidden_act](h_BPE)
+        h_BPE = layers.LayerNorm("embedding", cfg.layer_norm_eps, self.dtype, name="layer_norm")(h_BPE)
+        bias_V = self.param(
+            "bias", layers.named(nn.initializers.zeros_init(), "vocab"), (cfg.vocab_size,)
+        )
+        logits_BPV = jnp.einsum(
+            "bpe,ve->bpv",
+            h_BPE,
+            words_VE.astype(self.dtype),
+            precision=layers.precision(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return logits_BPV + bias_V[None, None, :]

@@ -1,0 +1,48 @@
+"""Sums of losses and hits in float32.
+
+Sums and counts stay apart: microbatches and hosts are added up before the one division, since the number of masked
+slots differs between them and a mean of means would be another number.
+
+Letters: B batch, P masked slots, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# Added to the number of masked slots, as in the released code (run_pretraining.py), where it keeps 0/0 away.
+MASKED_LM_COUNT_EPSILON = 1e-5
+
+
+class Sums(NamedTuple):
+    """Cross-entropy (nats), hits, and how many weighted targets there were; float32 scalars."""
+
+    loss: jax.Array
+    correct: jax.Array
+    count: jax.Array
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Sums:
+    """Weighted sums of -log softmax(logits)[label].
+
+    Args:
+        logits: [..., C] of any float dtype; taken to float32 here.
+        labels: int [...] in [0, C); where the weight is 0, any valid label.
+        weights: float [...], 1 for what counts and 0 for padding.
+
+    Raises:
+        ValueError: the shapes disagree.
+    """
+    if not logits.shape[:-1] == labels.shape == weights.shape:
+        raise ValueError(
+            "cross_entropy wants logits (..., C), labels (...), weights (...); "
+            f"got {logits.shape}, {labels.shape}, {weights.shape}."
+        )
+    logits, weights = logits.astype(jnp.float32), weights.astype(jnp.float32)
+    normalizers = jax.nn.logsumexp(logits, axis=-1)
+    label_logits = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    hits = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    return Sums(
+        jnp.sum((normalizers - label_logits) * weights), jnp.sum(hits * weights), jnp.sum(weights)
+    )

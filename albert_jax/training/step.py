@@ -1,0 +1,201 @@
+"""One training step and one evaluation step: pure functions of state and batch; no files, no logging, no mesh.
+
+Letters: B global batch, P masked slots.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from albert_jax.model import pretraining
+from albert_jax.training import losses
+
+Batch = Mapping[str, jax.Array]
+METRICS = (
+    "loss",
+    "masked_lm_loss",
+    "masked_lm_accuracy",
+    "sentence_order_loss",
+    "sentence_order_accuracy",
+    "grad_norm",
+)
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a checkpoint holds; the step is also the position in the data.
+
+    Attributes:
+        step: int32, how many steps are done.
+        params, opt_state: float32.
+        window: sums of METRICS over the steps since the last logged one, float32.
+        window_steps: how many those are, int32.
+        bad_step: int32, the first step whose loss or gradient was not finite; -1 while all were.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    window: dict[str, jax.Array]
+    window_steps: jax.Array
+    bad_step: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What the step is compiled for.
+
+    Attributes:
+        model: the model.
+        optimizer: gradients to updates.
+        seed: of the dropout.
+        dropout: whether there is any.
+        microbatches: how many parts the batch is handled in, one after the other.
+        batch_shards: over how many devices the batch is shared out; each splits its own rows.
+        log_every_steps: after so many steps the window starts anew.
+    """
+
+    model: pretraining.PretrainingModel
+    optimizer: optax.GradientTransformation
+    seed: int
+    dropout: bool
+    microbatches: int
+    batch_shards: int
+    log_every_steps: int
+
+
+def init_params(model: pretraining.PretrainingModel, seed: int) -> Any:
+    """Fresh parameters, boxed with their logical axis names."""
+    ids = jnp.zeros((1, 8), jnp.int32)
+    return model.init(jax.random.key(seed), ids, ids, ids, ids[:, :1])["params"]
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        window={name: jnp.zeros((), jnp.float32) for name in METRICS},
+        window_steps=jnp.zeros((), jnp.int32),
+        bad_step=jnp.full((), -1, jnp.int32),
+    )
+
+
+def train_step(state: TrainState, batch: Batch, recipe: Recipe) -> TrainState:
+    """The state after one update.
+
+    A step whose loss or gradient is not finite changes no parameter and is remembered in `bad_step`.
+    """
+    grads, metrics = gradients(state.params, state.step, batch, recipe)
+    updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (optax.apply_updates(state.params, updates), opt_state),
+        (state.params, state.opt_state),
+    )
+    first = state.step % recipe.log_every_steps == 0
+    return TrainState(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        window={
+            name: jnp.where(first, 0.0, state.window[name]) + metrics[name] for name in METRICS
+        },
+        window_steps=jnp.where(first, 0, state.window_steps) + 1,
+        bad_step=jnp.where(finite | (state.bad_step >= 0), state.bad_step, state.step),
+    )
+
+
+def gradients(
+    params: Any, step: jax.Array, batch: Batch, recipe: Recipe
+) -> tuple[Any, dict[str, jax.Array]]:
+    """Gradients of the whole batch's loss, whatever number of microbatches it is handled in, and METRICS."""
+    # The denominators are those of the whole batch, so that parts can simply be added.
+    masked_count = jnp.sum(batch["masked_lm_weights"]) + losses.MASKED_LM_COUNT_EPSILON
+    row_count = jnp.sum(row_weights(batch))
+    keys = jax.random.fold_in(jax.random.key(recipe.seed), step)
+
+    def loss(
+        params: Any, batch: Batch, rows: jax.Array
+    ) -> tuple[jax.Array, tuple[losses.Sums, losses.Sums]]:
+        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(keys, rows) if recipe.dropout else None
+        masked_lm, sentence = forward_sums(recipe.model, params, batch, keys_B)
+        return masked_lm.loss / masked_count + sentence.loss / row_count, (masked_lm, sentence)
+
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    rows = jnp.arange(batch["input_ids"].shape[0], dtype=jnp.int32)
+    if recipe.microbatches == 1:
+        (total, (masked_lm, sentence)), grads = value_and_grad(params, batch, rows)
+    else:
+        parts = jax.tree.map(
+            lambda x: _split(x, recipe.microbatches, recipe.batch_shards), (dict(batch), rows)
+        )
+        first_part = jax.tree.map(lambda x: x[0], parts)
+        zero = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+            jax.eval_shape(value_and_grad, params, *first_part),
+        )
+
+        def add(sums: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, value_and_grad(params, *part)), None
+
+        ((total, (masked_lm, sentence)), grads), _ = jax.lax.scan(add, zero, parts)
+    metrics = {
+        "loss": total,
+        "masked_lm_loss": masked_lm.loss / masked_count,
+        "masked_lm_accuracy": masked_lm.correct / masked_count,
+        "sentence_order_loss": sentence.loss / row_count,
+        "sentence_order_accuracy": sentence.correct / row_count,
+        "grad_norm": optax.global_norm(grads),
+    }
+    return grads, metrics
+
+
+def eval_step(
+    params: Any, batch: Batch, model: pretraining.PretrainingModel
+) -> tuple[losses.Sums, losses.Sums]:
+    """(masked words, sentence order) sums of one batch, without dropout; rows of padding count nothing."""
+    return forward_sums(model, params, batch, None)
+
+
+def forward_sums(
+    model: pretraining.PretrainingModel, params: Any, batch: Batch, keys_B: jax.Array | None
+) -> tuple[losses.Sums, losses.Sums]:
+    """Runs the model and sums both losses; without a sentence objective the second is all zeros."""
+    output = model.apply(
+        {"params": params},
+        batch["input_ids"],
+        batch["token_type_ids"],
+        batch["attention_mask"],
+        batch["masked_lm_positions"],
+        keys_B,
+    )
+    masked_lm = losses.cross_entropy(
+        output.masked_lm_logits_BPV, batch["masked_lm_ids"], batch["masked_lm_weights"]
+    )
+    if output.sentence_order_logits_B2 is None:
+        zero = jnp.zeros((), jnp.float32)
+        return masked_lm, losses.Sums(zero, zero, zero)
+    sentence = losses.cross_entropy(
+        output.sentence_order_logits_B2, batch["sentence_order_labels"], row_weights(batch)
+    )
+    return masked_lm, sentence
+
+
+def row_weights(batch: Batch) -> jax.Array:
+    """1 for a real row, 0 for one that only fills up the last batch: its [CLS] is masked out too. float32 [B]."""
+    return batch["attention_mask"][:, 0].astype(jnp.float32)
+
+
+def _split(x_B: jax.Array, parts: int, shards: int) -> jax.Array:
+    """[B, ...] as [parts, B/parts, ...], each part with an equal slice of every device's rows."""
+    per_device = x_B.shape[0] // (shards * parts)
+    x = x_B.reshape(shards, parts, per_device, *x_B.shape[1:])
+    return jnp.swapaxes(x, 0, 1).reshape(parts, shards * per_device, *x_B.shape[1:])

@@ -1,0 +1,156 @@
+"""Equal to the original: forward pass, losses, gradients through LAMB, against what the released code computed."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import google_reference
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from albert_jax import config
+from albert_jax.model import encoder, pretraining
+from albert_jax.training import optimizer, sharding, step
+
+BATCH_KEYS = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "masked_lm_positions",
+    "masked_lm_ids",
+    "masked_lm_weights",
+    "sentence_order_labels",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(shared_data: pathlib.Path) -> pathlib.Path:
+    return shared_data / "reference" / "google_tf1"
+
+
+def largest_relative(name: str, ours: np.ndarray, theirs: np.ndarray) -> float:
+    """max |ours - theirs| / max |theirs|: relative to the array's scale, as entries pass through zero."""
+    assert ours.shape == theirs.shape, (name, ours.shape, theirs.shape)
+    worst = float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
+    print(f"{name}: max relative difference {worst:.2e}")
+    return worst
+
+
+def reference_batch(expected: dict[str, np.ndarray], number: int) -> dict[str, jax.Array]:
+    batch = {key: jnp.asarray(expected[f"batch{number}/{key}"]) for key in BATCH_KEYS}
+    return {**batch, "sentence_order_labels": batch["sentence_order_labels"].reshape(-1)}
+
+
+def test_forward_pass_equals_the_released_code(folder: pathlib.Path):
+    cfg, expected = google_reference.model_config(folder), google_reference.expected(folder)
+    params = google_reference.params(folder, 0, cfg.num_hidden_groups, cfg.inner_group_num)
+    batch = reference_batch(expected, 0)
+    model = pretraining.PretrainingModel(cfg)
+    output = model.apply(
+        {"params": params},
+        batch["input_ids"],
+        batch["token_type_ids"],
+        batch["attention_mask"],
+        batch["masked_lm_positions"],
+        output_hidden_states=True,
+    )
+    embedded, _ = encoder.Embeddings(
+        dataclasses.replace(cfg, hidden_size=cfg.embedding_size), jnp.dtype("float32")
+    ).apply(
+        {"params": {k: v for k, v in params["embeddings"].items() if k != "projection"}},
+        batch["input_ids"],
+        batch["token_type_ids"],
+        None,
+    )
+    log_probs = jax.nn.log_softmax(output.masked_lm_logits_BPV)
+    ours = {
+        "embedding_output": embedded,
+        "first_layer_output": output.encoder.hidden_states_NBLD[0],
+        "sequence_output": output.encoder.sequence_BLD,
+        "pooled_output": output.pooled_BD,
+        "masked_lm_log_probs": log_probs.reshape(-1, cfg.vocab_size),
+        "sentence_order_log_probs": jax.nn.log_softmax(output.sentence_order_logits_B2),
+    }
+    for name, array in ours.items():
+        assert largest_relative(name, np.asarray(array), expected[name]) < 1e-5
+
+
+def test_six_lamb_steps_equal_the_released_code(folder: pathlib.Path):
+    cfg, expected = google_reference.model_config(folder), google_reference.expected(folder)
+    model = pretraining.PretrainingModel(cfg)
+    names = sharding.axis_names(jax.eval_shape(lambda: step.init_params(model, 0)))
+    # Clipping is done below, by the reference's own norm.
+    unclipped = config.OptimizerConfig(warmup_steps=4, clip_norm=0.0)
+    tx = optimizer.optimizer(unclipped, 1000, names)
+    recipe = step.Recipe(model, tx, 0, False, 1, 1, 1)
+    start = google_reference.params(folder, 0, cfg.num_hidden_groups, cfg.inner_group_num)
+    params = jax.tree.map(jnp.asarray, start)
+    opt_state = tx.init(params)
+
+    @jax.jit
+    def update(params, opt_state, batch):
+        grads, metrics = step.gradients(params, jnp.int32(0), batch, recipe)
+        norm = norm_with_sparse_token_types(params, batch, cfg)
+        clipped = jax.tree.map(lambda g: g / jnp.maximum(norm, 1.0), grads)
+        updates, opt_state = tx.update(clipped, opt_state, params)
+        losses = [metrics[k] for k in ("loss", "masked_lm_loss", "sentence_order_loss")]
+        return jax.tree.map(jnp.add, params, updates), opt_state, losses
+
+    losses = []
+    for number in range(6):
+        params, opt_state, row = update(params, opt_state, reference_batch(expected, number))
+        losses.append([float(loss) for loss in row])
+    assert largest_relative("losses", np.asarray(losses), expected["losses"]) < 1e-5
+
+    end = google_reference.params(folder, 6, cfg.num_hidden_groups, cfg.inner_group_num)
+    for (path, ours), theirs, origin in zip(
+        jax.tree_util.tree_leaves_with_path(params),
+        jax.tree.leaves(end),
+        jax.tree.leaves(start),
+        strict=True,
+    ):
+        name = jax.tree_util.keystr(path)
+        assert largest_relative(name, np.asarray(ours), theirs) < 1e-5
+        assert np.any(theirs != origin)  # or equality would say nothing about this variable
+
+
+def norm_with_sparse_token_types(
+    params: Any, batch: dict[str, jax.Array], cfg: config.ModelConfig
+) -> jax.Array:
+    """The gradients' norm as TensorFlow took it for the reference, on a CPU.
+
+    There the gradient of the token type table stayed a list of rows, one for each token looked up, and its norm was taken
+    before rows of the same type were added up. A table with a row of its own for every token has just that gradient.
+    """
+    types = batch["token_type_ids"]
+    rows = params["embeddings"]["token_type_embeddings"][types.reshape(-1)]
+    wide = pretraining.PretrainingModel(dataclasses.replace(cfg, type_vocab_size=types.size))
+    wide_params = {**params, "embeddings": {**params["embeddings"], "token_type_embeddings": rows}}
+    wide_batch = {**batch, "token_type_ids": jnp.arange(types.size).reshape(types.shape)}
+    recipe = step.Recipe(wide, None, 0, False, 1, 1, 1)
+    return step.gradients(wide_params, jnp.int32(0), wide_batch, recipe)[1]["grad_norm"]
+
+
+def test_accumulated_gradients_equal_the_whole_batchs(folder: pathlib.Path):
+    cfg, expected = google_reference.model_config(folder), google_reference.expected(folder)
+    model = pretraining.PretrainingModel(
+        dataclasses.replace(cfg, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    )
+    params = jax.tree.map(jnp.asarray, google_reference.params(folder, 0, 2, 2))
+    batch = reference_batch(expected, 1)
+    rows = batch["input_ids"].shape[0]
+
+    def gradients(microbatches: int, shards: int):
+        recipe = step.Recipe(model, None, 7, True, microbatches, shards, 1)
+        return jax.jit(lambda: step.gradients(params, jnp.int32(3), batch, recipe))()
+
+    whole, whole_metrics = gradients(1, 1)
+    for microbatches, shards in ((rows, 1), (2, 1), (2, 2)):
+        parts, metrics = gradients(microbatches, shards)
+        for key, value in whole_metrics.items():
+            np.testing.assert_allclose(metrics[key], value, rtol=1e-5, err_msg=key)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), parts, whole)
+    without = step.gradients(params, jnp.int32(3), batch, step.Recipe(model, None, 7, False, 1, 1, 1))[1]
+    assert abs(float(without["loss"] - whole_metrics["loss"])) > 1e-3  # there was dropout at all
