@@ -4,7 +4,6 @@ Exit codes: 0 done; 1 the work could not be done or was interrupted; 2 the comma
 """
 
 import argparse
-import importlib.util
 import os
 import signal
 import sys
@@ -22,6 +21,22 @@ def parser(module_doc: str, prog: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def parse_with_overrides(
+    parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """Parses `argv`; `--config.section.field=value` come back apart, as `section.field=value`."""
+    overrides, rest = [], []
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("--config."):
+            rest.append(word)
+        elif "=" in word:
+            overrides.append(word.removeprefix("--config."))
+        else:
+            overrides.append(f"{word.removeprefix('--config.')}={next(words, '')}")
+    return parser.parse_args(rest), overrides
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
@@ -55,5 +70,4 @@ def quiet_environment() -> None:
 def _has_accelerator() -> bool:
     devices = ("/dev/accel0", "/dev/vfio/0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
     on_tpu_pod = "TPU_WORKER_HOSTNAMES" in os.environ or "TPU_NAME" in os.environ
-    apple_gpu = importlib.util.find_spec("jax_plugins.metal") is not None if sys.platform == "darwin" else False
-    return on_tpu_pod or apple_gpu or any(Path(device).exists() for device in devices)
+    return on_tpu_pod or any(Path(device).exists() for device in devices)

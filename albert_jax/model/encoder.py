@@ -70,7 +70,7 @@ class Embeddings(nn.Module):
             e_BLE, cfg.hidden_dropout_prob, dropout_keys_B, _EMBEDDING_DROPOUT
         )
         if cfg.embedding_size == cfg.hidden_size:
-            return e_BLE, words_VE
+            return _placed(e_BLE), words_VE
         project = layers.Dense(
             cfg.hidden_size,
             ("embedding", "hidden"),
@@ -78,7 +78,7 @@ class Embeddings(nn.Module):
             self.dtype,
             name="projection",
         )
-        return project(e_BLE), words_VE
+        return _placed(project(e_BLE)), words_VE
 
 
 class AttentionBlock(nn.Module):
@@ -100,7 +100,8 @@ class AttentionBlock(nn.Module):
             dense = layers.Dense(
                 cfg.hidden_size, ("hidden", "heads"), cfg.initializer_range, self.dtype, name=name
             )
-            return dense(x_BLD).reshape(per_head)
+            x_BLHK = dense(x_BLD).reshape(per_head)
+            return layers.placed(x_BLHK, "batch", "length", "heads", "head_size")
 
         context_BLHK, probabilities_BHLM = attention.attend(
             project("query"),
@@ -118,7 +119,7 @@ class AttentionBlock(nn.Module):
             out_BLD, cfg.hidden_dropout_prob, dropout_keys_B, _ATTENTION_OUTPUT_DROPOUT
         )
         norm = layers.LayerNorm("hidden", cfg.layer_norm_eps, self.dtype, name="layer_norm")
-        return norm(x_BLD + out_BLD), probabilities_BHLM
+        return _placed(norm(x_BLD + out_BLD)), probabilities_BHLM
 
 
 class FeedForwardBlock(nn.Module):
@@ -139,6 +140,7 @@ class FeedForwardBlock(nn.Module):
             name="intermediate",
         )(x_BLD)
         h_BLF = layers.ACTIVATIONS[cfg.hidden_act](h_BLF)
+        h_BLF = layers.placed(h_BLF, "batch", "length", "ffn")
         out_BLD = layers.Dense(
             cfg.hidden_size, ("ffn", "hidden"), cfg.initializer_range, self.dtype, name="output"
         )(h_BLF)
@@ -146,7 +148,7 @@ class FeedForwardBlock(nn.Module):
             out_BLD, cfg.hidden_dropout_prob, dropout_keys_B, _FFN_OUTPUT_DROPOUT
         )
         norm = layers.LayerNorm("hidden", cfg.layer_norm_eps, self.dtype, name="layer_norm")
-        return norm(x_BLD + out_BLD)
+        return _placed(norm(x_BLD + out_BLD))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,6 +266,10 @@ class Encoder(nn.Module):
         return EncoderOutput(
             x_BLD, joined(0, output_hidden_states), joined(1, output_attentions)
         )
+
+
+def _placed(x_BLD: jax.Array) -> jax.Array:
+    return layers.placed(x_BLD, "batch", "length", "hidden")
 
 
 def _at(sets: Any, index: int | slice) -> Any:

@@ -26,6 +26,11 @@ def named(init: nn.initializers.Initializer, *axes: str) -> nn.initializers.Init
     return nn.with_logical_partitioning(init, axes)
 
 
+def placed(x: jax.Array, *axes: str) -> jax.Array:
+    """x, its axes named for the mesh; without a mesh around, x as it is."""
+    return nn.with_logical_constraint(x, tuple(f"act_{axis}" for axis in axes))
+
+
 def truncated_normal(sigma: float) -> nn.initializers.Initializer:
     """Normal of standard deviation `sigma` before it is cut at two of them, as the released code's.
 

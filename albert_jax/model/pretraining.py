@@ -101,4 +101,4 @@ class MaskedLanguageHead(nn.Module):
             precision=layers.precision(self.dtype),
             preferred_element_type=jnp.float32,
         )
-        return logits_BPV + bias_V[None, None, :]
+        return layers.placed(logits_BPV + bias_V[None, None, :], "batch", "slot", "vocab")

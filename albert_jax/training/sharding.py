@@ -4,8 +4,9 @@ The mesh has three axes. `data` and `fsdp` both share out the batch; `fsdp` also
 `tensor` splits heads and feed-forward columns.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -118,36 +119,17 @@ def param_sharding(mesh: Mesh, names: tuple[str, ...], shape: tuple[int, ...]) -
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def constraints(mesh: Mesh) -> Any:
+@contextlib.contextmanager
+def constraints(mesh: Mesh) -> Iterator[None]:
     """A context in which the model's named activations are placed by the table."""
-    return _Constraints(mesh)
+    with mesh, nn.logical_axis_rules(tuple(RULES.items())):
+        yield
 
 
-class _Constraints:
-    def __init__(self, mesh: Mesh) -> None:
-        self._contexts = (mesh, nn.logical_axis_rules(tuple(RULES.items())))
-
-    def __enter__(self) -> None:
-        for context in self._contexts:
-            context.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        for context in reversed(self._contexts):
-            context.__exit__(*error)
-
-
-def local_rows(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
-    """The rows [start, stop) of a global batch that this process's devices hold.
-
-    Raises:
-        ValueError: they are not one range, so the devices were put into the mesh in a strange order.
-    """
+def local_rows(sharding: NamedSharding, batch_size: int) -> list[tuple[int, int]]:
+    """The ranges [start, stop) of a global batch's rows that this process's devices hold, ascending."""
     slices = sharding.addressable_devices_indices_map((batch_size,)).values()
-    ranges = sorted({(s[0].start or 0, s[0].stop or batch_size) for s in slices if s is not None})
-    for (_, stop), (start, _) in zip(ranges, ranges[1:], strict=False):
-        if stop != start:
-            raise ValueError(f"this process holds scattered rows {ranges} of {batch_size}.")
-    return ranges[0][0], ranges[-1][1]
+    return sorted({s[0].indices(batch_size)[:2] for s in slices if s is not None})
 
 
 def to_global(

@@ -1,0 +1,131 @@
+"""Saving and restoring a run through Orbax: asynchronous, atomic, the newest and the best kept.
+
+A checkpoint has two parts: `params`, which evaluation and inference read alone, and `training`, the rest of the state.
+A half-written one has a temporary name and is never taken for whole.
+"""
+
+import logging
+import pathlib
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from albert_jax.errors import UserError
+from albert_jax.training import step
+
+_PARTS = ("params", "training")
+_BEST_BY = "loss"
+
+
+class Checkpoints:
+    """The `checkpoints/` folder of a run.
+
+    Args:
+        folder: where they lie; made when the first is saved.
+        keep: how many of the newest stay; the best by validation loss stays besides.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: int = 1) -> None:
+        # Orbax tells its whole story at INFO and warns of what it then does right.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self._folder = folder.resolve()
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            item_names=_PARTS,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                    [
+                        checkpoint_managers.LatestN(keep),
+                        checkpoint_managers.BestN(
+                            get_metric_fn=lambda metrics: -metrics[_BEST_BY],
+                            n=1,
+                            keep_checkpoints_without_metrics=False,
+                        ),
+                    ]
+                ),
+                create=True,
+            ),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._manager.close()
+
+    @property
+    def newest(self) -> int | None:
+        """The step of the newest whole checkpoint; None where there is none."""
+        return self._manager.latest_step()
+
+    @property
+    def best_loss(self) -> float | None:
+        """The lowest validation loss that any kept checkpoint has."""
+        known = [self._manager.metrics(number) for number in self._manager.all_steps()]
+        return min((metrics[_BEST_BY] for metrics in known if metrics), default=None)
+
+    def save(self, state: step.TrainState, number: int, metrics: dict[str, float] | None) -> None:
+        """Starts to save; returns as soon as the state may be overwritten.
+
+        Args:
+            state: what `number` steps made.
+            number: the step; saving the same one again does nothing.
+            metrics: of the validation split at this step, if it was evaluated.
+        """
+        if number in self._manager.all_steps():
+            return
+        rest = {field: getattr(state, field) for field in _rest(state)}
+        self._manager.save(
+            number,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params), training=ocp.args.StandardSave(rest)
+            ),
+            metrics=metrics,
+        )
+
+    def wait(self) -> None:
+        """Until everything that was started is on the disk."""
+        self._manager.wait_until_finished()
+
+    def restore(self, like: step.TrainState, number: int) -> step.TrainState:
+        """The state after `number` steps, in the shapes and shardings of `like`, whatever it was saved under.
+
+        Raises:
+            UserError: its arrays are not those of this model.
+        """
+        rest = {field: getattr(like, field) for field in _rest(like)}
+        restored = self._restore(
+            number,
+            ocp.args.Composite(
+                params=ocp.args.StandardRestore(like.params),
+                training=ocp.args.StandardRestore(rest),
+            ),
+        )
+        return step.TrainState(params=restored["params"], **restored["training"])
+
+    def restore_params(self, like: Any, number: int) -> Any:
+        """The parameters alone, for evaluation and inference."""
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(like))
+        return self._restore(number, args)["params"]
+
+    def _restore(self, number: int, args: ocp.args.Composite) -> Any:
+        try:
+            return self._manager.restore(number, args=args)
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            raise UserError(
+                f"checkpoint {self._folder / str(number)} does not fit this model or is damaged: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+
+
+def _rest(state: step.TrainState) -> list[str]:
+    return [field for field in state.__dataclass_fields__ if field != "params"]
+

@@ -1,0 +1,171 @@
+"""A config on a mesh: the model, where its state lives, and the compiled steps.
+
+What `train` runs, `evaluate` reads and a compiler without devices can be asked about is this same program.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax.core import meta
+from jax.sharding import Mesh, NamedSharding
+
+from albert_jax.config import Config
+from albert_jax.model import pretraining
+from albert_jax.training import losses, optimizer, sharding, step
+
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Functions over sharded arrays.
+
+    Attributes:
+        config, mesh, model: what it is made from.
+        batch_sharding: how batches lie on the mesh.
+        abstract_state: shapes, dtypes and shardings of the state.
+        init: () -> state at step 0, born sharded.
+        train_step: (state, batch) -> state; the old state's memory is used again.
+        eval_step: (params, batch) -> (masked word sums, sentence sums).
+    """
+
+    config: Config
+    mesh: Mesh
+    model: pretraining.PretrainingModel
+    batch_sharding: NamedSharding
+    abstract_state: step.TrainState
+    init: Callable[[], step.TrainState]
+    train_step: Callable[[step.TrainState, step.Batch], step.TrainState]
+    eval_step: Callable[[Any, step.Batch], tuple[losses.Sums, losses.Sums]]
+
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The training batch's shapes and shardings (see the batch contract in data.examples)."""
+        data, rows = self.config.data, self.config.train.global_batch_size
+        length, slots = (rows, data.max_seq_length), (rows, data.max_predictions_per_seq)
+        shapes: dict[str, tuple[tuple[int, ...], type]] = {
+            "input_ids": (length, np.int32),
+            "token_type_ids": (length, np.int32),
+            "attention_mask": (length, np.int32),
+            "masked_lm_positions": (slots, np.int32),
+            "masked_lm_ids": (slots, np.int32),
+            "masked_lm_weights": (slots, np.float32),
+        }
+        if self.config.model.sentence_objective != "none":
+            shapes["sentence_order_labels"] = ((rows,), np.int32)
+        return {
+            key: jax.ShapeDtypeStruct(shape, dtype, sharding=self.batch_sharding)
+            for key, (shape, dtype) in shapes.items()
+        }
+
+
+def build(config: Config, mesh: Mesh) -> Program:
+    """The program of a config whose vocabulary size is known; nothing is computed yet."""
+    model = pretraining.PretrainingModel(config.model)
+    boxed = jax.eval_shape(lambda: step.init_params(model, config.train.seed))
+    names = sharding.axis_names(boxed)
+    tx = optimizer.optimizer(config.optimizer, config.train.steps, names)
+    shards = sharding.batch_shards(mesh)
+    share = config.train.global_batch_size // shards
+    recipe = step.Recipe(
+        model=model,
+        optimizer=tx,
+        seed=config.train.seed,
+        dropout=config.model.hidden_dropout_prob > 0 or config.model.attention_probs_dropout_prob > 0,
+        microbatches=share // (config.train.microbatch_size or share),
+        batch_shards=shards,
+        log_every_steps=config.log.every_steps,
+    )
+
+    def init() -> step.TrainState:
+        return step.init_state(meta.unbox(step.init_params(model, config.train.seed)), tx)
+
+    shapes = jax.eval_shape(init)
+    state_shardings = _state_shardings(shapes, names, tx, mesh)
+    batch_sharding = sharding.batch_sharding(mesh)
+
+    def train_step(state: step.TrainState, batch: step.Batch) -> step.TrainState:
+        with sharding.constraints(mesh):
+            return step.train_step(state, batch, recipe)
+
+    def eval_step(params: Any, batch: step.Batch) -> tuple[losses.Sums, losses.Sums]:
+        with sharding.constraints(mesh):
+            return step.eval_step(params, batch, model)
+
+    return Program(
+        config=config,
+        mesh=mesh,
+        model=model,
+        batch_sharding=batch_sharding,
+        abstract_state=jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            shapes,
+            state_shardings,
+        ),
+        init=jax.jit(init, out_shardings=state_shardings),
+        train_step=jax.jit(
+            train_step,
+            in_shardings=(state_shardings, batch_sharding),
+            out_shardings=state_shardings,
+            donate_argnums=0,
+        ),
+        eval_step=jax.jit(
+            eval_step,
+            in_shardings=(state_shardings.params, batch_sharding),
+            out_shardings=sharding.replicated(mesh),
+        ),
+    )
+
+
+def parameter_counts(run: Program) -> dict[str, int]:
+    """How many parameters each component has, in the order in which data meets them."""
+    params = run.abstract_state.params
+    parts = {
+        "embeddings": {k: v for k, v in params["embeddings"].items() if k != "projection"},
+        "projection": params["embeddings"].get("projection", {}),
+        "attention": params["encoder"]["attention"],
+        "feed-forward": params["encoder"]["ffn"],
+        "pooler": params["pooler"],
+        "masked-word head": params["masked_lm"],
+        "sentence head": params.get("sentence_order", {}),
+    }
+    return {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in parts.items()}
+
+
+def describe(run: Program) -> str:
+    """What is about to run, in a few lines: parameters by component, mesh, batch."""
+    counts = parameter_counts(run)
+    listed = ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
+    config, mesh = run.config, run.mesh
+    device = mesh.devices.flat[0]
+    share = config.train.global_batch_size // sharding.batch_shards(mesh)
+    micro = config.train.microbatch_size or share
+    return (
+        f"model: {sum(counts.values()):,} parameters: {listed}\n"
+        f"devices: {mesh.size} x {device.device_kind}, mesh "
+        + " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+        + f"; {config.model.dtype}\n"
+        f"batch: {config.train.global_batch_size} sequences of {config.data.max_seq_length}, "
+        f"{share} a device" + (f" in {share // micro} microbatches of {micro}" if micro < share else "")
+    )
+
+
+def _state_shardings(
+    shapes: step.TrainState, names: Any, tx: optax.GradientTransformation, mesh: Mesh
+) -> step.TrainState:
+    """Optimizer slots lie where their parameters lie; counters are everywhere."""
+    everywhere = sharding.replicated(mesh)
+    params = jax.tree.map(
+        lambda leaf, names: sharding.param_sharding(mesh, names, leaf.shape), shapes.params, names
+    )
+    opt_state = optax.tree_map_params(
+        tx,
+        lambda _, where: where,
+        shapes.opt_state,
+        params,
+        transform_non_params=lambda _: everywhere,
+    )
+    rest = jax.tree.map(lambda _: everywhere, shapes)
+    return rest.replace(params=params, opt_state=opt_state)
