@@ -2,10 +2,13 @@
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Self, TextIO, TypeVar
 
 import tqdm
+
+Thing = TypeVar("Thing")
 
 
 class Progress:
@@ -70,6 +73,12 @@ class Progress:
             self._next_plain = time.monotonic() + self._plain_every_secs
             self.write(_plain_line(self._bar))
 
+    def over(self, things: Iterable[Thing]) -> Iterator[Thing]:
+        """`things`, one unit each."""
+        for thing in things:
+            yield thing
+            self.advance(1)
+
     def write(self, line: str) -> None:
         """Prints a line of its own without tearing the bar."""
         if self._live:
@@ -93,5 +102,5 @@ class _Nowhere:
 
 
 def _plain_line(bar: "tqdm.tqdm") -> str:
-    figures = bar.format_dict
-    return bar.format_meter(**{**figures, "ncols": 0, "bar_format": "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} {elapsed}<{remaining} {rate_fmt}{postfix}"}) if bar.total else bar.format_meter(**{**figures, "ncols": 0})
+    layout = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+    return bar.format_meter(**{**bar.format_dict, "bar_format": layout if bar.total else None})

@@ -67,6 +67,11 @@ class Checkpoints:
         return self._manager.latest_step()
 
     @property
+    def steps(self) -> list[int]:
+        """Of all whole checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    @property
     def best_loss(self) -> float | None:
         """The lowest validation loss that any kept checkpoint has."""
         known = [self._manager.metrics(number) for number in self._manager.all_steps()]

@@ -1,0 +1,48 @@
+"""A trained run, loaded for use: its program and the parameters of one checkpoint, without optimizer state."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+
+from albert_jax import config as config_lib
+from albert_jax.errors import UserError
+from albert_jax.training import checkpoint, program, sharding
+
+
+def load(
+    workdir: pathlib.Path, number: int | None = None, batch_size: int | None = None
+) -> tuple[program.Program, Any, int]:
+    """The program of a run on the devices there are, its parameters, and the step they are of.
+
+    Args:
+        workdir: of a pretraining run.
+        number: which checkpoint; the newest by default.
+        batch_size: sequences at once, rounded up to what the devices share evenly; the run's by default.
+
+    Raises:
+        UserError: no run there, or no such checkpoint.
+    """
+    cfg = config_lib.read_workdir(workdir)
+    devices = jax.devices()
+    size = batch_size or cfg.train.global_batch_size
+    cfg = dataclasses.replace(
+        cfg,
+        mesh=config_lib.MeshConfig(data=-1, fsdp=1, tensor=1),
+        train=dataclasses.replace(
+            cfg.train, global_batch_size=-(-size // len(devices)) * len(devices), microbatch_size=0
+        ),
+    )
+    run = program.build(cfg, sharding.make_mesh(cfg, devices))
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"{workdir} has no checkpoint yet; albert_jax.train saves the first one.")
+    with checkpoint.Checkpoints(workdir / "checkpoints") as saved:
+        found = saved.steps
+        if number is None:
+            number = saved.newest
+        if number is None:
+            raise UserError(f"{workdir} has no checkpoint yet; albert_jax.train saves the first one.")
+        if number not in found:
+            raise UserError(f"{workdir} has no checkpoint of step {number}; there are: {found}.")
+        return run, saved.restore_params(run.abstract_state.params, number), number
