@@ -54,7 +54,7 @@ class ModelConfig:
     layer_norm_eps: float = 1e-12
     sentence_objective: str = "sop"  # sop: order; nsp: next sentence; none: no sentence head
     dtype: str = "bfloat16"  # of matrix products; masters, losses and statistics are float32
-    remat: str = "none"  # none; dots: recompute all but matrix products; full: all of a layer
+    remat: str = "dots"  # recompute in the backward pass: none; dots: all but products; full: all
     attention: str = "auto"  # auto; xla
 
     def __post_init__(self) -> None:
@@ -368,7 +368,8 @@ def recipe_warnings(config: Config) -> list[str]:
             )
         warmup = max(1, round(min(steps * batch / 163_840, 3_125)))
         given = config.optimizer.warmup_steps
-        if given < warmup / 2 or given > max(4 * warmup, steps // 10):
+        # A rule made for batches of thousands asks for a step or two at small ones; longer does no harm there.
+        if given < warmup / 2 or (given > 4 * warmup and warmup >= 100):
             warnings.append(
                 f"optimizer.warmup_steps={given} is far from LAMB's rule for {steps} steps of "
                 f"{batch} sequences; {warmup} fits."

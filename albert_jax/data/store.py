@@ -1,8 +1,41 @@
-"""The token store: memory-mapped shards of token ids, and the manifest that vouches for them."""
+"""The token store: memory-mapped shards of token ids, and the manifest that vouches for them.
+
+    STORE/manifest.json  tokenizer.model
+          train/       00000-of-00026.tokens.npy  00000-of-00026.sentences.npy
+          00000-of-00026.documents.npy  … validation/  likewise
+
+In:  shards as `ShardWriter` streams them to the disk, a piece at a time.
+Out: `open_store(path).split("train")`: arrays that the system reads as they are touched.
+
+A folder is a store only with its manifest, which is written last. Opening checks that every file is
+there and as long as the manifest says; it does not read the data, so the SHA-256 hashes are for
+those who copy stores.
+
+Shapes: T tokens, S sentences, D documents.
+"""
 
 import dataclasses
+import hashlib
+import json
+import os
+import types
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
+
+from albert_jax.data import tokenizer as tokenizer_lib
+from albert_jax.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.model"
+SPLITS = ("train", "validation")
+ARRAYS = ("tokens", "sentences", "documents")
+# A store is written beside its place under this ending and moved there when it is whole.
+UNFINISHED = ".unfinished"
+
+_HEADER_BYTES = 128  # of each .npy file: room for any shape, so that it can be written last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,3 +51,237 @@ class Shard:
     tokens: np.ndarray
     sentences: np.ndarray
     documents: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """A whole token store.
+
+    Attributes:
+        path: its folder.
+        manifest: what `manifest.json` says.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+
+    def split(self, name: str) -> tuple[Shard, ...]:
+        """The shards of "train" or "validation", memory-mapped, in order; some may be empty."""
+        return tuple(
+            Shard(*(self._array(name, shard["name"], array) for array in ARRAYS))
+            for shard in self.manifest["splits"][name]["shards"]
+        )
+
+    def tokenizer(self) -> tokenizer_lib.Tokenizer:
+        """The tokenizer the store was written with, and its normalisation.
+
+        Raises:
+            UserError: the model file is not the one the manifest names.
+        """
+        normalization = tokenizer_lib.Normalization(**self.manifest["normalization"])
+        tokenizer = tokenizer_lib.Tokenizer.load(self.path / TOKENIZER, normalization)
+        if tokenizer.sha256 != self.manifest["tokenizer"]["sha256"]:
+            raise UserError(
+                f"{self.path / TOKENIZER} is not the tokenizer of this store: its SHA-256 begins "
+                f"{tokenizer.sha256[:12]}, in the manifest it begins "
+                f"{self.manifest['tokenizer']['sha256'][:12]}. Put the right file back."
+            )
+        return tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """V, number of pieces of the tokenizer."""
+        return self.manifest["tokenizer"]["vocab_size"]
+
+    @property
+    def unigram_loss(self) -> float:
+        """Cross-entropy of the validation split under the frequencies of train, nats per token."""
+        return self.manifest["unigram_loss"]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides the data: two stores with the same one are the same to a
+        run."""
+        decisive = [
+            self.manifest["format_version"],
+            self.manifest["tokenizer"]["sha256"],
+            self.manifest["normalization"],
+            [self.manifest["splits"][split]["shards"] for split in SPLITS],
+        ]
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+    def _array(self, split: str, shard: str, array: str) -> np.ndarray:
+        path = self.path / split / f"{shard}.{array}.npy"
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}); prepare the store again.") from None
+
+
+def open_store(path: str | Path) -> Store:
+    """The store in a folder.
+
+    Raises:
+        UserError: no store there, one that was not finished, one of a newer format, or one with a
+            file that is missing or not as long as the manifest says.
+    """
+    path = Path(path)
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise UserError(_why_no_store(path)) from None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path / MANIFEST} cannot be read ({error}); prepare the store again."
+        ) from None
+    if not isinstance(manifest, dict) or "format_version" not in manifest:
+        raise UserError(
+            f"{path / MANIFEST} is not the manifest of a token store (no format_version)."
+        )
+    if manifest["format_version"] > FORMAT_VERSION:
+        raise UserError(
+            f"{path} has store format {manifest['format_version']}, this version reads up to "
+            f"{FORMAT_VERSION}; update albert_jax, or prepare the store again."
+        )
+    itemsize = {
+        "tokens": np.dtype(manifest["token_dtype"]).itemsize,
+        "sentences": 8,
+        "documents": 8,
+    }
+    for split in SPLITS:
+        for shard in manifest["splits"][split]["shards"]:
+            for array in ARRAYS:
+                file = path / split / f"{shard['name']}.{array}.npy"
+                entries = shard[array] + (array != "tokens")
+                wanted = _HEADER_BYTES + entries * itemsize[array]
+                found = file.stat().st_size if file.exists() else None
+                if found != wanted:
+                    raise UserError(
+                        f"{file} is {'missing' if found is None else f'{found:,} bytes long'}; the "
+                        f"manifest says {wanted:,} bytes. Copy or prepare the store again."
+                    )
+    return Store(path, manifest)
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Writes the manifest under a temporary name, to the disk itself, and renames it: last of
+    all."""
+    unfinished = folder / (MANIFEST + UNFINISHED)
+    with unfinished.open("w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(folder / MANIFEST)
+
+
+class ShardWriter:
+    """Streams one shard of one split to its three files; holds nothing.
+
+    with ShardWriter(folder / "train", "00000-of-00026", np.uint16) as writer:
+        writer.append(tokens_T, sentence_lengths_S, document_lengths_D)
+    writer.record  # counts and hashes, for the manifest
+    """
+
+    def __init__(self, folder: Path, name: str, token_dtype: type[np.unsignedinteger]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        dtypes = {
+            "tokens": np.dtype(token_dtype),
+            "sentences": np.dtype(np.int64),
+            "documents": np.dtype(np.int64),
+        }
+        self._name = name
+        self._arrays = {
+            array: _NpyStream(folder / f"{name}.{array}.npy", dtype)
+            for array, dtype in dtypes.items()
+        }
+        self.record: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._arrays["sentences"].append(np.zeros(1, np.int64))
+        self._arrays["documents"].append(np.zeros(1, np.int64))
+        return self
+
+    def append(
+        self, tokens_T: np.ndarray, sentence_lengths_S: np.ndarray, document_lengths_D: np.ndarray
+    ) -> None:
+        """Adds whole documents: their tokens, tokens a sentence, sentences a document."""
+        sentences, documents = self._arrays["sentences"], self._arrays["documents"]
+        first_token, first_sentence = self._arrays["tokens"].count, sentences.count - 1
+        self._arrays["tokens"].append(tokens_T)
+        sentences.append(first_token + np.cumsum(sentence_lengths_S, dtype=np.int64))
+        documents.append(first_sentence + np.cumsum(document_lengths_D, dtype=np.int64))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            for stream in self._arrays.values():
+                stream.abandon()
+            return
+        hashes = {array: stream.finish() for array, stream in self._arrays.items()}
+        self.record = {
+            "name": self._name,
+            "documents": self._arrays["documents"].count - 1,
+            "sentences": self._arrays["sentences"].count - 1,
+            "tokens": self._arrays["tokens"].count,
+            "sha256": hashes,
+        }
+
+
+class _NpyStream:
+    """A one-dimensional .npy file of unknown length; the header, of fixed size, is written last."""
+
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self._path = path
+        self._dtype = dtype
+        self._file = path.open("wb")
+        self._file.write(bytes(_HEADER_BYTES))
+        self.count = 0
+
+    def append(self, values: np.ndarray) -> None:
+        self._file.write(values.astype(self._dtype, copy=False).tobytes())
+        self.count += len(values)
+
+    def finish(self) -> str:
+        """Closes the file; returns its SHA-256."""
+        self._file.seek(0)
+        self._file.write(self._header())
+        self._file.close()
+        return sha256(self._path)
+
+    def abandon(self) -> None:
+        # Closing flushes, and flushing is what fails on a full disk; the error under way matters
+        # more.
+        try:
+            self._file.close()
+        except OSError:
+            return
+
+    def _header(self) -> bytes:
+        """Format 1.0 of https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html."""
+        description = {"descr": self._dtype.str, "fortran_order": False, "shape": (self.count,)}
+        text = repr(description).encode()
+        room = _HEADER_BYTES - 10
+        return b"\x93NUMPY\x01\x00" + room.to_bytes(2, "little") + text.ljust(room - 1) + b"\n"
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _why_no_store(path: Path) -> str:
+    unfinished = path.with_name(path.name + UNFINISHED)
+    if unfinished.is_dir():
+        return (
+            f"{path} was not finished: {unfinished} is what there is of it. "
+            "Give the same albert_jax.prepare command again with --resume."
+        )
+    if not path.exists():
+        return f"no token store {path} (seen from {Path.cwd()}); albert_jax.prepare makes one."
+    return f"{path} is not a token store (no {MANIFEST}); albert_jax.prepare makes one."

@@ -1,0 +1,791 @@
+"""Pretraining examples straight out of a token store: chunks, sentence pairs, masks, a batch a call.
+
+In:  the shards of a split (`store.Shard`, memory-mapped and read in place), what masking must know
+     of the tokenizer (`Vocabulary`), and `ExampleOptions`.
+Out: batches as NumPy arrays, ready for the device.
+
+Promise: example i of a run is a pure function of (shards, options, i). With N chunks in the split,
+epoch = i div N and slot = i mod N; a permutation keyed by (seed, epoch) maps slots to chunks, so an
+epoch visits every chunk once; a generator keyed by (seed, epoch, chunk) makes the example's
+choices. There is no state to save, and nothing depends on batch size, hosts or threads.
+
+All work is done by functions that numba compiles; they release the GIL, and one call makes a batch.
+Below is the whole specification; `tests/data/slow_examples.py` is written from it in plain Python.
+
+Random numbers. SplitMix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195) used as a
+counter-based generator, unsigned 64-bit arithmetic throughout:
+    key(seed, purpose, a, b) = mix(mix(mix(mix(seed) ^ purpose) ^ a) ^ b)
+    draw k of a stream       = mix(key + (k + 1) * GAMMA),  k = 0, 1, ...
+    below(n)                 = ((draw >> 32) * n) >> 32, in [0, n); takes one draw.
+Purposes: DOCUMENT (a document's chunks; a = its number in the split, b = 0), ORDER (an epoch's
+permutation; a = epoch, b = 0), EXAMPLE (a = epoch, b = the chunk's number in the split).
+
+Permutation. A Feistel network on pairs with cycle walking (Black and Rogaway 2002, "Ciphers with
+Arbitrary Finite Domains", sections 3 and 4): with w = ceil(sqrt(N)), x is the pair
+(left, right) = (x div w, x mod w). Rounds r = 0..7 in turn: left += F(r, right) mod w when r is
+even, right += F(r, left) mod w when it is odd; F(r, v) is below(w) computed from
+mix((key + (r + 1) * GAMMA) ^ v) as the draw. All rounds are repeated until x < N.
+
+Chunks, the same in every epoch. room = L - 3 (L - 2 for `none`).
+    `sop`, `nsp`: a document's stream draws below(2**32); if that is less than
+    round(short_seq_prob * 2**32), its target is 2 + below(room - 1) tokens, else room. Sentences
+    are gathered until they reach the target or the document ends. `sop`: that is a chunk.
+    `nsp`: the same stream goes on: of k > 1 sentences, the first 1 + below(k - 1) are segment A,
+    and if then below(2) = 1, they alone are the chunk, marked "random next", and the others go back
+    to begin the next one. A single sentence is always "random next", with no draw.
+    `none` (FULL-SENTENCES of Liu et al. 2019, arXiv:1907.11692, section 4.2): whole sentences of a
+    shard are packed up to room; where a chunk goes on into another document, a separator takes one
+    place. A sentence longer than room is cut into pieces that fill the chunk at hand and as many more
+    as it takes, and its tail begins a chunk like any sentence. Nothing is lost; `short_seq_prob`
+    plays no part.
+
+Example: the draws of its stream, in this order.
+    1. Pair, `sop`: of k > 1 sentences, the first 1 + below(k - 1) are A. A single one: with
+       "random_next", B is a random other text (2) and the label is 1; with "split", A is its first
+       1 + below(n - 1) of n tokens (of n = 1: that token, no draw, and B is empty). But for
+       "random_next", below(2) is then the label, and at 1 A and B change places.
+       `nsp`: the chunk knows A; label 1 where it is marked "random next", else B is the rest, label 0.
+    2. Random other text: below(documents in the split), drawn again until it is another document
+       that is not empty; begin at sentence below(sentences in it) and gather until
+       target - len(A) tokens are reached (one sentence at least) or the document ends.
+    3. While A and B hold more than room tokens: the longer (B when equal) loses its first token
+       where below(2) = 0, else its last.
+    4. Masks, never of [CLS] and [SEP]. A word is a piece with `starts_word`, or the first of a segment, and the pieces after it
+       that do not start one. Budget = min(P, max(1, round(masked_lm_prob * length))), Python's round
+       (halves to even, as the released code). Words are visited in random order: with W words in
+       text order, visit v = 0.. swaps entry v with entry v + below(W - v) and takes it. A word that is
+       masked already is passed over, with no draw. Else its n-gram is drawn: p(n) proportional to 1/n for n up to
+       what the segment still holds, below(sum of M/n), M = lcm(1..ngram), compared with the
+       running sum. While it does not fit in what is left of the budget it loses its last word; if one word does
+       not fit, or a word of it is masked, the visit ends. The visits end when the budget is spent.
+    5. Masked pieces in ascending position: below(10) < 8 becomes [MASK]; 8 stays; 9 becomes piece
+       number below(pieces that are not control) of those that are not control pieces.
+
+Sources: Lan et al. 2020, arXiv:1909.11942, sections 3.1 and 4.1; google-research/albert,
+create_pretraining_data.py. Departures from the latter: n-grams end at a [SEP]; the first piece of B
+does not continue A's last word; random pieces are never control pieces; a single sentence can be
+split.
+
+Shapes: B examples, L sequence length, P masked slots, V vocabulary, N chunks, K shards.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numba
+import numpy as np
+from numba import extending
+
+from albert_jax.data import store
+from albert_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from albert_jax.data import tokenizer as tokenizer_lib
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_DOCUMENT, _ORDER, _EXAMPLE = np.uint64(1), np.uint64(2), np.uint64(3)
+_OBJECTIVES = {"sop": 0, "nsp": 1, "none": 2}
+_SOP, _NSP, _NONE = _OBJECTIVES.values()
+_SINGLE_SENTENCE = ("split", "random_next")
+_ROUNDS = 8
+_CONTINUES, _STARTS, _SPECIAL = 0, 1, 2
+_ALIGNMENT_BYTES = 64  # TensorFlow takes over an array without a copy only from such an address
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """What masking must know of a tokenizer.
+
+    Attributes:
+        vocab_size: V, pieces.
+        cls_id: id of [CLS].
+        sep_id: id of [SEP].
+        mask_id: id of [MASK].
+        starts_word: bool [V], the piece begins a word; others continue the word before them.
+        is_control: bool [V], the piece stands for no text ([MASK], <unk>, ...): never drawn.
+    """
+
+    vocab_size: int
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    starts_word: np.ndarray
+    is_control: np.ndarray
+
+    @classmethod
+    def of(cls, tokenizer: "tokenizer_lib.Tokenizer") -> "Vocabulary":
+        """The vocabulary of a tokenizer."""
+        return cls(
+            vocab_size=tokenizer.vocab_size,
+            cls_id=tokenizer.cls_id,
+            sep_id=tokenizer.sep_id,
+            mask_id=tokenizer.mask_id,
+            starts_word=tokenizer.word_starts(),
+            is_control=tokenizer.is_control(),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleOptions:
+    """How text becomes examples; the fields are those of `data.*` and `model.*` in a config."""
+
+    max_seq_length: int  # L, tokens with [CLS] and [SEP]
+    max_predictions_per_seq: int  # P
+    masked_lm_prob: float  # share of a sequence's tokens to mask, special ones counted
+    ngram: int  # longest run of words masked together
+    short_seq_prob: float  # share of documents cut to a random shorter length
+    seed: int
+    sentence_objective: str  # "sop", "nsp" or "none"
+    single_sentence: str  # "split" or "random_next"; `sop` only
+
+    def __post_init__(self) -> None:
+        """Raises UserError for what the builder cannot make: its compiled code checks nothing."""
+        rules = (
+            ("max_seq_length", self.max_seq_length >= 8, "8 or more"),
+            ("max_predictions_per_seq", self.max_predictions_per_seq >= 1, "1 or more"),
+            ("masked_lm_prob", 0 < self.masked_lm_prob <= 1, "above 0, at most 1"),
+            ("ngram", 1 <= self.ngram <= 10, "from 1 to 10"),
+            ("short_seq_prob", 0 <= self.short_seq_prob <= 1, "from 0 to 1"),
+            ("seed", 0 <= self.seed < 2**63, "from 0 to 2**63 - 1"),
+            ("sentence_objective", self.sentence_objective in _OBJECTIVES, "sop, nsp or none"),
+            ("single_sentence", self.single_sentence in _SINGLE_SENTENCE, "split or random_next"),
+        )
+        for name, fits, wanted in rules:
+            if not fits:
+                raise UserError(f"{name}={getattr(self, name)!r} makes no examples: use {wanted}.")
+
+
+class ExampleBuilder:
+    """Builds any examples of a run over one split. Safe to call from many threads at once.
+
+    Args:
+        shards: the split's shards, in order; their arrays are read in place at every call.
+        vocabulary: of the tokenizer that made the shards.
+        options: see `ExampleOptions`.
+
+    Attributes:
+        examples_per_epoch: N, the number of chunks in the split.
+
+    Raises:
+        UserError: the split holds no text, or no second document where one is needed; a shard's
+            arrays do not fit together; the vocabulary has no piece to draw.
+    """
+
+    def __init__(
+        self, shards: Sequence[store.Shard], vocabulary: Vocabulary, options: ExampleOptions
+    ) -> None:
+        self._shards = [_contiguous(number, shard) for number, shard in enumerate(shards)]
+        self._vocabulary = vocabulary
+        self._options = options
+        self._rules = _make_rules(vocabulary, options)
+        self._corpus = _index(self._shards, self._rules)
+        self.examples_per_epoch = int(self._corpus.first_chunk[-1])
+        if not self.examples_per_epoch:
+            raise UserError(
+                f"the split holds no text: {len(shards)} shards without a single token. "
+                "Prepare the store again, with more text or another share for this split."
+            )
+        needs_other = options.sentence_objective == "nsp" or (
+            options.sentence_objective == "sop" and options.single_sentence == "random_next"
+        )
+        with_text = sum(np.count_nonzero(np.diff(shard.documents)) for shard in self._shards)
+        if needs_other and with_text < 2:
+            raise UserError(
+                "the split holds one document, but a second segment has to come from another one. "
+                "Use sentence_objective=sop with single_sentence=split, or a store of more documents."
+            )
+
+    def batch(self, first: int, last: int, end: int | None = None) -> dict[str, np.ndarray]:
+        """Examples [first, last) of the run; from `end` on, rows of zeros. Else as `rows`."""
+        examples_B = np.arange(first, last, dtype=np.int64)
+        if end is not None:
+            examples_B[examples_B >= end] = -1
+        return self.rows(examples_B)
+
+    def rows(self, examples_B: np.ndarray) -> dict[str, np.ndarray]:
+        """The numbered examples of the run, one a row; a negative number makes a row of zeros.
+
+        Args:
+            examples_B: int64 [B], any numbers in any order; 0 is the first of the run.
+
+        Returns:
+            `input_ids`, `token_type_ids`, `attention_mask` int32 [B, L], padded with 0;
+            `masked_lm_positions` (ascending), `masked_lm_ids` int32 [B, P] and `masked_lm_weights`
+            float32 [B, P], padded with 0; `sentence_order_labels` int32 [B] (1 = swapped, or random
+            next), absent when the objective is `none`.
+
+        Raises:
+            UserError: a shard holds an id that the vocabulary does not have.
+        """
+        B, L, P = (
+            len(examples_B),
+            self._options.max_seq_length,
+            self._options.max_predictions_per_seq,
+        )
+        batch = {
+            "input_ids": _aligned((B, L), np.int32),
+            "token_type_ids": _aligned((B, L), np.int32),
+            "attention_mask": _aligned((B, L), np.int32),
+            "masked_lm_positions": _aligned((B, P), np.int32),
+            "masked_lm_ids": _aligned((B, P), np.int32),
+            "masked_lm_weights": _aligned((B, P), np.float32),
+            "sentence_order_labels": _aligned((B,), np.int32),
+        }
+        examples_B = np.ascontiguousarray(examples_B, dtype=np.int64)
+        if not _build(self._corpus, self._rules, examples_B, _Batch(*batch.values())):
+            raise self._unknown_token()
+        if self._options.sentence_objective == "none":
+            del batch["sentence_order_labels"]
+        return batch
+
+    def _unknown_token(self) -> UserError:
+        for number, shard in enumerate(self._shards):
+            unknown = np.flatnonzero(shard.tokens >= self._vocabulary.vocab_size)
+            if len(unknown):
+                where, token = int(unknown[0]), int(shard.tokens[unknown[0]])
+                return UserError(
+                    f"shard {number}, token {where} is {token}, but the tokenizer has only "
+                    f"{self._vocabulary.vocab_size} pieces: the store was made with another "
+                    "tokenizer, or is damaged. Prepare it again."
+                )
+        raise AssertionError("an unknown token was met, yet no shard holds one")
+
+
+class _Corpus(NamedTuple):
+    """The shards as the compiled code sees them, and the chunks."""
+
+    tokens_K: np.ndarray  # int64, addresses of the shards' arrays
+    token_bytes_K: np.ndarray  # int64, 2 or 4
+    sentences_K: np.ndarray  # int64, addresses
+    documents_K: np.ndarray  # int64, addresses
+    first_document: np.ndarray  # int64 [K+1], number in the split of each shard's first document
+    first_chunk: np.ndarray  # int64 [K+1], likewise
+    chunk_begin_N: np.ndarray  # int64, in its shard: first sentence (`none`: first token)
+    chunk_end_K: np.ndarray  # int64, where the last chunk of each shard ends
+    chunk_document_N: np.ndarray  # uint32, in its shard
+    chunk_cut_N: np.ndarray  # uint32, sentences of segment A; [0] but for `nsp`
+
+
+class _Rules(NamedTuple):
+    """The options and the vocabulary as the compiled code sees them."""
+
+    objective: int
+    random_next: bool
+    room: int  # tokens of text in a sequence
+    seed: np.uint64
+    short_below: int  # of 2**32
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    piece_kind_V: np.ndarray  # uint8: _CONTINUES, _STARTS or _SPECIAL
+    replacements: np.ndarray  # int32, the pieces that are not control pieces
+    budgets: np.ndarray  # int64 [L+1], by sequence length
+    ngram_law: np.ndarray  # int64 [ngram+1], running sums of M/n
+
+
+class _Batch(NamedTuple):
+    """The arrays to fill."""
+
+    ids_BL: np.ndarray
+    types_BL: np.ndarray
+    attention_BL: np.ndarray
+    positions_BP: np.ndarray
+    targets_BP: np.ndarray
+    weights_BP: np.ndarray
+    labels_B: np.ndarray
+
+
+def _contiguous(number: int, shard: store.Shard) -> store.Shard:
+    """The shard as plain arrays that compiled code may read without looking, or a UserError."""
+    if shard.tokens.dtype not in (np.uint16, np.uint32):
+        raise UserError(
+            f"shard {number}: tokens are {shard.tokens.dtype}, not uint16 or uint32. "
+            "Prepare the store again."
+        )
+    for name, offsets, end, rises, rule in (
+        ("sentences", shard.sentences, len(shard.tokens), np.greater, "grow"),
+        ("documents", shard.documents, len(shard.sentences) - 1, np.greater_equal, "never fall"),
+    ):
+        whole = len(offsets) > 0 and offsets[0] == 0 and offsets[-1] == end
+        if not whole or not np.all(rises(offsets[1:], offsets[:-1])):
+            raise UserError(
+                f"shard {number}: the offsets in {name} must begin with 0, end with {end} and "
+                f"{rule}: the store is damaged. Prepare it again."
+            )
+    return store.Shard(
+        tokens=np.ascontiguousarray(shard.tokens),
+        sentences=np.ascontiguousarray(shard.sentences, dtype=np.int64),
+        documents=np.ascontiguousarray(shard.documents, dtype=np.int64),
+    )
+
+
+def _make_rules(vocabulary: Vocabulary, options: ExampleOptions) -> _Rules:
+    V, L = vocabulary.vocab_size, options.max_seq_length
+    if len(vocabulary.starts_word) != V or len(vocabulary.is_control) != V:
+        raise ValueError(
+            f"vocab_size={V}, but starts_word has {len(vocabulary.starts_word)} entries and "
+            f"is_control {len(vocabulary.is_control)}."
+        )
+    replacements = np.flatnonzero(~vocabulary.is_control).astype(np.int32)
+    if not len(replacements):
+        raise UserError(f"all {V} pieces of the tokenizer are control pieces: train another one.")
+    piece_kind_V = np.where(vocabulary.starts_word, _STARTS, _CONTINUES).astype(np.uint8)
+    piece_kind_V[[vocabulary.cls_id, vocabulary.sep_id]] = _SPECIAL
+    multiple = math.lcm(*range(1, options.ngram + 1))
+    shares = [0] + [multiple // n for n in range(1, options.ngram + 1)]
+    return _Rules(
+        objective=_OBJECTIVES[options.sentence_objective],
+        random_next=options.single_sentence == "random_next",
+        room=L - (2 if options.sentence_objective == "none" else 3),
+        seed=np.uint64(options.seed),
+        short_below=round(options.short_seq_prob * 2**32),
+        cls_id=vocabulary.cls_id,
+        sep_id=vocabulary.sep_id,
+        mask_id=vocabulary.mask_id,
+        piece_kind_V=piece_kind_V,
+        replacements=replacements,
+        budgets=np.array(
+            [
+                min(options.max_predictions_per_seq, max(1, round(n * options.masked_lm_prob)))
+                for n in range(L + 1)
+            ]
+        ),
+        ngram_law=np.cumsum(shares),
+    )
+
+
+def _index(shards: Sequence[store.Shard], rules: _Rules) -> _Corpus:
+    """Finds the chunks of all shards: one pass to count them, one to write them down."""
+    K = len(shards)
+    first_document = np.cumsum([0] + [len(shard.documents) - 1 for shard in shards])
+    first_chunk = np.zeros(K + 1, np.int64)
+
+    def chunks_of(number: int, begin: np.ndarray, document: np.ndarray, cut: np.ndarray) -> int:
+        return _index_shard(
+            shards[number].sentences.ctypes.data,
+            shards[number].documents.ctypes.data,
+            len(shards[number].documents) - 1,
+            first_document[number],
+            rules,
+            begin,
+            document,
+            cut,
+        )
+
+    nothing = np.empty(0, np.int64), np.empty(0, np.uint32), np.empty(0, np.uint32)
+    first_chunk[1:] = np.cumsum([chunks_of(number, *nothing) for number in range(K)])
+    N = int(first_chunk[-1])
+    begin_N, document_N = np.empty(N, np.int64), np.empty(N, np.uint32)
+    cut_N = np.empty(N if rules.objective == _NSP else 0, np.uint32)
+    for number in range(K):
+        mine = slice(first_chunk[number], first_chunk[number + 1])
+        chunks_of(number, begin_N[mine], document_N[mine], cut_N[mine])
+    whole = [s.tokens if rules.objective == _NONE else s.sentences[1:] for s in shards]
+    return _Corpus(
+        tokens_K=np.array([s.tokens.ctypes.data for s in shards], np.int64),
+        token_bytes_K=np.array([s.tokens.itemsize for s in shards], np.int64),
+        sentences_K=np.array([s.sentences.ctypes.data for s in shards], np.int64),
+        documents_K=np.array([s.documents.ctypes.data for s in shards], np.int64),
+        first_document=first_document,
+        first_chunk=first_chunk,
+        chunk_begin_N=begin_N,
+        chunk_end_K=np.array([len(each) for each in whole], np.int64),
+        chunk_document_N=document_N,
+        chunk_cut_N=cut_N,
+    )
+
+
+def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    count = math.prod(shape)
+    memory = np.empty(count * np.dtype(dtype).itemsize + _ALIGNMENT_BYTES, np.uint8)
+    begin = -memory.ctypes.data % _ALIGNMENT_BYTES
+    return memory[begin : len(memory) - _ALIGNMENT_BYTES + begin].view(dtype).reshape(shape)
+
+
+# From here on, everything is compiled. Integers are int64 but where they say otherwise; a uint64 is never
+# mixed with an int64, which numba (as NumPy) would turn into a float64.
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(function, cache=True, **options)
+    except RuntimeError:  # nowhere to write the cache: compile anew in every process
+        return numba.njit(function, **options)
+
+
+@extending.intrinsic
+def _array_pointer(typing_context: Any, address: Any, dtype: Any) -> Any:  # noqa: ARG001
+    """The int64 `address` as a C pointer, so that all shards of a split go through one signature."""
+    pointer = numba.types.CPointer(dtype.dtype)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return pointer(numba.types.int64, dtype), generate
+
+
+@_compiled
+def _offsets(address, length):
+    return numba.carray(_array_pointer(address, numba.int64), (length,))
+
+
+@_compiled
+def _mix(z):
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@_compiled
+def _key(seed, purpose, a, b):
+    return _mix(_mix(_mix(_mix(seed) ^ purpose) ^ np.uint64(a)) ^ np.uint64(b))
+
+
+@_compiled
+def _scaled(draw, n):
+    return np.int64(((draw >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32))
+
+
+@_compiled
+def _below(stream, n):
+    """Takes a draw from `stream`, uint64 [1]."""
+    stream[0] += _GAMMA
+    return _scaled(_mix(stream[0]), n)
+
+
+@_compiled
+def _permuted(slot, size, key):
+    width = np.int64(math.ceil(math.sqrt(size)))
+    left, right = slot // width, slot % width
+    while True:
+        round_key = key
+        for r in range(_ROUNDS):
+            round_key += _GAMMA
+            if r % 2 == 0:
+                left += _scaled(_mix(round_key ^ np.uint64(right)), width)
+                left -= width if left >= width else 0
+            else:
+                right += _scaled(_mix(round_key ^ np.uint64(left)), width)
+                right -= width if right >= width else 0
+        if left * width + right < size:
+            return left * width + right
+
+
+@_compiled
+def _begin_document(stream, rules, document):
+    """Sets `stream` to the document's, and returns its target length in tokens."""
+    stream[0] = _key(rules.seed, _DOCUMENT, document, 0)
+    if _below(stream, 2**32) < rules.short_below:
+        return 2 + _below(stream, rules.room - 1)
+    return rules.room
+
+
+@_compiled
+def _index_shard(
+    sentences_address, documents_address, D, first_document, rules, begin_N, document_N, cut_N
+):
+    """Writes down a shard's chunks, as far as the arrays reach, and returns how many there are."""
+    documents = _offsets(documents_address, D + 1)
+    sentences = _offsets(sentences_address, documents[D] + 1)
+    if rules.objective == _NONE:
+        return _index_full(sentences, documents, D, rules.room, begin_N, document_N)
+    stream = np.empty(1, np.uint64)
+    chunks = 0
+    for d in range(D):
+        target = _begin_document(stream, rules, first_document + d)
+        begin, last = documents[d], documents[d + 1]
+        s = begin
+        while s < last:
+            s += 1
+            if s < last and sentences[s] - sentences[begin] < target:
+                continue
+            cut = s - begin
+            if rules.objective == _NSP and cut > 1:
+                cut = 1 + _below(stream, cut - 1)
+                if _below(stream, 2) == 1:
+                    s = begin + cut
+            if chunks < len(begin_N):
+                begin_N[chunks] = begin
+                document_N[chunks] = d
+            if chunks < len(cut_N):
+                cut_N[chunks] = cut
+            chunks += 1
+            begin = s
+    return chunks
+
+
+@_compiled
+def _index_full(sentences, documents, D, room, begin_N, document_N):
+    chunks = 0
+    used = room  # places taken in the chunk at hand
+    for d in range(D):
+        separator = 1
+        for s in range(documents[d], documents[d + 1]):
+            at, end = sentences[s], sentences[s + 1]
+            too_long = end - at > room
+            while at < end:
+                left = room - used - separator
+                if left < end - at and not (too_long and left > 0):
+                    if chunks < len(begin_N):
+                        begin_N[chunks] = at
+                        document_N[chunks] = d
+                    chunks += 1
+                    used, separator, left = 0, 0, room
+                piece = min(left, end - at)
+                at += piece
+                used += separator + piece
+                separator = 0
+    return chunks
+
+
+@_compiled
+def _build(corpus, rules, examples_B, batch):
+    """Fills the batch; False where a token is not in the vocabulary."""
+    B, L = batch.ids_BL.shape
+    P = batch.positions_BP.shape[1]
+    size = corpus.first_chunk[-1]
+    stream = np.empty(1, np.uint64)
+    slots = np.empty((2, L + 2), np.int32)
+    order = np.empty(L + 1, np.int32)
+    masked = np.empty(L + 2, np.uint8)
+    for b in range(B):
+        ids_L, types_L, attention_L = batch.ids_BL[b], batch.types_BL[b], batch.attention_BL[b]
+        batch.positions_BP[b] = 0
+        batch.targets_BP[b] = 0
+        batch.weights_BP[b] = 0
+        batch.labels_B[b] = 0
+        length, first_b, last_b = 0, L, L
+        if examples_B[b] >= 0:
+            epoch, slot = examples_B[b] // size, examples_B[b] % size
+            chunk = _permuted(slot, size, _key(rules.seed, _ORDER, epoch, 0))
+            stream[0] = _key(rules.seed, _EXAMPLE, epoch, chunk)
+            shard = np.searchsorted(corpus.first_chunk, chunk, side="right") - 1
+            if rules.objective == _NONE:
+                length = _lay_full(corpus, rules, shard, chunk, ids_L)
+            else:
+                length, first_b, batch.labels_B[b] = _lay_pair(
+                    corpus, rules, shard, chunk, stream, ids_L
+                )
+            if length < 0:
+                return False
+            _mask(
+                rules,
+                stream,
+                ids_L,
+                length,
+                slots,
+                order,
+                masked,
+                batch.positions_BP[b],
+                batch.targets_BP[b],
+                batch.weights_BP[b],
+            )
+        for p in range(length):
+            attention_L[p] = 1
+            types_L[p] = 1 if p >= first_b else 0
+        for p in range(length, L):
+            ids_L[p] = 0
+            attention_L[p] = 0
+            types_L[p] = 0
+    return True
+
+
+@_compiled
+def _lay_full(corpus, rules, shard, chunk, ids_L):
+    """Writes a chunk of full sentences into `ids_L`; its length, or -1 for an unknown token."""
+    D = corpus.first_document[shard + 1] - corpus.first_document[shard]
+    documents = _offsets(corpus.documents_K[shard], D + 1)
+    sentences = _offsets(corpus.sentences_K[shard], documents[D] + 1)
+    at, end = _bounds(corpus, shard, chunk)
+    d = np.int64(corpus.chunk_document_N[chunk])
+    ids_L[0] = rules.cls_id
+    length = 1
+    while at < end:
+        stop = min(end, sentences[documents[d + 1]])
+        if at < stop:
+            if length > 1:
+                ids_L[length] = rules.sep_id
+                length += 1
+            if not _copy(corpus, rules, shard, at, stop, ids_L, length):
+                return -1
+            length += stop - at
+            at = stop
+        d += 1
+    ids_L[length] = rules.sep_id
+    return length + 1
+
+
+@_compiled
+def _lay_pair(corpus, rules, shard, chunk, stream, ids_L):
+    """Writes a sentence pair into `ids_L`; (length or -1, where B begins, label)."""
+    d = np.int64(corpus.chunk_document_N[chunk])
+    begin, end = _bounds(corpus, shard, chunk)
+    sentences = _offsets(corpus.sentences_K[shard], end + 1)
+    a_begin, b_end = sentences[begin], sentences[end]
+    k = end - begin
+    label = 0
+    other = False
+    if rules.objective == _NSP:
+        a_end = sentences[begin + corpus.chunk_cut_N[chunk]]
+        other = a_end == b_end
+    elif k > 1:
+        a_end = sentences[begin + 1 + _below(stream, k - 1)]
+    elif rules.random_next:
+        a_end = b_end
+        other = True
+    elif b_end - a_begin > 1:
+        a_end = a_begin + 1 + _below(stream, b_end - a_begin - 1)
+    else:
+        a_end = b_end
+    a_shard, b_shard, b_begin = shard, shard, a_end
+    if other:
+        own = corpus.first_document[shard] + d
+        label = 1
+        b_shard, b_begin, b_end = _random_other(corpus, rules, stream, own, a_end - a_begin)
+    elif rules.objective == _SOP:
+        label = _below(stream, 2)
+        if label == 1:
+            a_begin, a_end, b_begin, b_end = b_begin, b_end, a_begin, a_end
+    excess = a_end - a_begin + b_end - b_begin - rules.room
+    for _ in range(excess):
+        last = _below(stream, 2)
+        if a_end - a_begin > b_end - b_begin:
+            a_begin += 1 - last
+            a_end -= last
+        else:
+            b_begin += 1 - last
+            b_end -= last
+    first_b = a_end - a_begin + 2
+    length = first_b + b_end - b_begin + 1
+    ids_L[0] = rules.cls_id
+    known = _copy(corpus, rules, a_shard, a_begin, a_end, ids_L, 1)
+    ids_L[first_b - 1] = rules.sep_id
+    known &= _copy(corpus, rules, b_shard, b_begin, b_end, ids_L, first_b)
+    ids_L[length - 1] = rules.sep_id
+    return length if known else -1, first_b, label
+
+
+@_compiled
+def _bounds(corpus, shard, chunk):
+    if chunk + 1 < corpus.first_chunk[shard + 1]:
+        return corpus.chunk_begin_N[chunk], corpus.chunk_begin_N[chunk + 1]
+    return corpus.chunk_begin_N[chunk], corpus.chunk_end_K[shard]
+
+
+@_compiled
+def _random_other(corpus, rules, stream, own, a_length):
+    """Text from another document than `own`: (shard, first token, past the last token)."""
+    mine = np.empty(1, np.uint64)
+    wanted = _begin_document(mine, rules, own) - a_length
+    while True:
+        other = _below(stream, corpus.first_document[-1])
+        # Shards without documents share their number with the next one: take the last of them.
+        shard = np.searchsorted(corpus.first_document, other, side="right") - 1
+        d = other - corpus.first_document[shard]
+        documents = _offsets(corpus.documents_K[shard], d + 2)
+        first, last = documents[d], documents[d + 1]
+        if other != own and first < last:
+            break
+    sentences = _offsets(corpus.sentences_K[shard], last + 1)
+    begin = first + _below(stream, last - first)
+    end = begin + 1
+    while end < last and sentences[end] - sentences[begin] < wanted:
+        end += 1
+    return shard, sentences[begin], sentences[end]
+
+
+@_compiled
+def _copy(corpus, rules, shard, begin, end, ids_L, at):
+    """Copies a shard's tokens to `ids_L[at:]`; False where one is not in the vocabulary."""
+    size, address = corpus.token_bytes_K[shard], corpus.tokens_K[shard]
+    if size == 2:
+        pointer = _array_pointer(address + 2 * begin, numba.uint16)
+        highest = _copy_from(numba.carray(pointer, (end - begin,)), ids_L, at)
+    else:
+        pointer = _array_pointer(address + 4 * begin, numba.uint32)
+        highest = _copy_from(numba.carray(pointer, (end - begin,)), ids_L, at)
+    return highest < len(rules.piece_kind_V)
+
+
+@_compiled
+def _copy_from(tokens, ids_L, at):
+    highest = tokens.dtype.type(0)
+    for i in range(len(tokens)):
+        highest = max(highest, tokens[i])
+        ids_L[at + i] = tokens[i]
+    return np.int64(highest)
+
+
+@_compiled
+def _mask(rules, stream, ids_L, length, slots, order, masked, positions_P, targets_P, weights_P):
+    """Masks words of `ids_L` in place and writes down what was there.
+
+    A slot is a word or a special piece, in text order: `begins` has where each begins, `closes` the
+    slot of the [SEP] that ends its segment. `order` has the slots that are words.
+    """
+    begins, closes = slots[0], slots[1]
+    words = 0
+    count = 0
+    segment = 0
+    fresh = 1
+    for p in range(1, length):
+        kind = rules.piece_kind_V[ids_L[p]]
+        begins[count] = p
+        order[words] = count
+        if kind == _SPECIAL:
+            for slot in range(segment, count):
+                closes[slot] = count
+            count += 1
+            segment = count
+            fresh = 1
+        else:
+            starts = np.int64(kind) | fresh
+            count += starts
+            words += starts
+            fresh = 0
+    for slot in range(count):
+        masked[slot] = 0
+
+    left = rules.budgets[length]
+    longest = len(rules.ngram_law) - 1
+    for v in range(words):
+        other = v + _below(stream, words - v)
+        order[v], order[other] = order[other], order[v]
+        slot = order[v]
+        if masked[slot]:
+            continue
+        available = min(longest, closes[slot] - slot)
+        drawn = _below(stream, rules.ngram_law[available])
+        n = 1
+        while drawn >= rules.ngram_law[n]:
+            n += 1
+        while n > 0 and begins[slot + n] - begins[slot] > left:
+            n -= 1
+        free = n > 0
+        for word in range(slot + 1, slot + n):
+            free &= masked[word] == 0
+        if not free:
+            continue
+        for word in range(slot, slot + n):
+            masked[word] = 1
+        left -= begins[slot + n] - begins[slot]
+        if left == 0:
+            break
+
+    m = 0
+    for slot in range(count):
+        if not masked[slot]:
+            continue
+        for p in range(begins[slot], begins[slot + 1]):
+            positions_P[m] = p
+            targets_P[m] = ids_L[p]
+            weights_P[m] = 1
+            m += 1
+            kind = _below(stream, 10)
+            if kind < 8:
+                ids_L[p] = rules.mask_id
+            elif kind == 9:
+                ids_L[p] = rules.replacements[_below(stream, len(rules.replacements))]

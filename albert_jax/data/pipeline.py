@@ -1,0 +1,131 @@
+"""Batches through tf.data: a range of steps, a map that builds, a prefetch that keeps ahead.
+
+In:  an `examples.ExampleBuilder`, which steps (or the whole split once), the batch size over all
+     hosts, and which rows of each batch this host needs.
+Out: an iterator of batches as `ExampleBuilder.rows` makes them; the arrays are read-only and not copied.
+
+Promise: step s holds examples [s * batch_size, (s + 1) * batch_size) of the run, whatever the hosts and
+the step it was begun at. Closing the iterator early ends its threads, and what the builder raises
+comes out as it is. TensorFlow is imported when the first batch is asked for, and kept off accelerators.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from albert_jax.data import examples
+
+_MOST_THREADS = 8  # each makes over 100,000 examples a second: more would only hold more memory
+_BATCHES_AHEAD = 2
+
+
+def training_batches(
+    builder: examples.ExampleBuilder,
+    first_step: int,
+    last_step: int,
+    batch_size: int,
+    rows: Sequence[tuple[int, int]],
+) -> Iterator[dict[str, np.ndarray]]:
+    """This host's rows of the batches of steps [first_step, last_step).
+
+    Args:
+        builder: makes the examples.
+        first_step: number of the first step; 0 begins a run, any other goes on with it.
+        last_step: number of the step to end before.
+        batch_size: B, examples a step over all hosts.
+        rows: ranges [start, stop) of a batch's rows, in the order in which they are wanted;
+            `[(0, batch_size)]` for all of them.
+    """
+    rows_b = _numbers(rows, batch_size)
+
+    def examples_of(step: int) -> np.ndarray:
+        return step * batch_size + rows_b
+
+    return _stream(builder, examples_of, first_step, last_step)
+
+
+def evaluation_batches(
+    builder: examples.ExampleBuilder,
+    batch_size: int,
+    rows: Sequence[tuple[int, int]],
+    limit_batches: int | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """This host's rows of the whole split, once: each chunk as it is in epoch 0.
+
+    The last batch is filled up with rows of zeros (`attention_mask` 0 everywhere), so that every host
+    sees the same number of batches, ceil(N / batch_size) or `limit_batches` if that is less.
+    Arguments as in `training_batches`.
+    """
+    rows_b = _numbers(rows, batch_size)
+    size = builder.examples_per_epoch
+    batches = -(-size // batch_size)
+
+    def examples_of(step: int) -> np.ndarray:
+        examples_b = step * batch_size + rows_b
+        return np.where(examples_b < size, examples_b, -1)
+
+    last_step = batches if limit_batches is None else min(batches, limit_batches)
+    return _stream(builder, examples_of, 0, last_step)
+
+
+def _numbers(rows: Sequence[tuple[int, int]], batch_size: int) -> np.ndarray:
+    for start, stop in rows:
+        if not 0 <= start <= stop <= batch_size:
+            raise ValueError(f"rows [{start}, {stop}) are not in a batch of {batch_size}.")
+    return np.concatenate([np.arange(start, stop, dtype=np.int64) for start, stop in rows])
+
+
+def _stream(
+    builder: examples.ExampleBuilder,
+    examples_of: Callable[[int], np.ndarray],
+    first_step: int,
+    last_step: int,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the batches of steps [first_step, last_step), made ahead in tf.data's threads."""
+    tf = _tensorflow()
+    failures: list[Exception] = []
+
+    def build(step: np.ndarray) -> list[np.ndarray]:
+        try:
+            return list(builder.rows(examples_of(int(step))).values())
+        except Exception as error:  # TensorFlow would pass on its text alone
+            failures.append(error)
+            raise
+
+    form = builder.rows(np.empty(0, np.int64))
+    dtypes = [array.dtype for array in form.values()]
+    threads = max(1, min(_MOST_THREADS, (os.cpu_count() or 1) // 2))
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = threads
+    options.threading.max_intra_op_parallelism = 1
+    dataset = tf.data.Dataset.range(first_step, last_step)
+    dataset = dataset.map(
+        lambda step: tuple(tf.numpy_function(build, [step], dtypes)),
+        num_parallel_calls=threads,
+        deterministic=True,
+    )
+    dataset = dataset.prefetch(_BATCHES_AHEAD).with_options(options)
+    try:
+        for arrays in dataset.as_numpy_iterator():
+            yield dict(zip(form, arrays, strict=True))
+    except Exception:
+        if failures:
+            raise failures[0] from None
+        raise
+
+
+def _tensorflow() -> Any:
+    # Libraries should be silent on a user's terminal; a value that the user has set wins.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    import tensorflow as tf
+
+    # Else TensorFlow would take the memory of the accelerator that trains. A program that has used TensorFlow before us has
+    # decided this itself already.
+    with contextlib.suppress(RuntimeError):
+        tf.config.set_visible_devices([], "GPU")
+    return tf

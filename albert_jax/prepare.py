@@ -1,0 +1,208 @@
+"""Makes a token store of your own text: the first of the two commands to a trained model.
+
+Examples:
+  plain text, a blank line between documents; makes a vocabulary of 30,000 pieces of it
+    python -m albert_jax.prepare --input='texts/*.txt' --output=store --train_tokenizer
+
+  every file one document, and a vocabulary that is there already
+    python -m albert_jax.prepare --input='novels/*.txt.gz' --document=file --output=store \\
+      --tokenizer=spiece.model
+
+  JSON Lines in German, an object a document
+    python -m albert_jax.prepare --input='notes/**/*.jsonl' --text_field=body --language=de \\
+      --keep_accents --output=store --train_tokenizer --vocab_size=20000
+
+  no text at hand: the documentation of the installed Python packages
+    python -m albert_jax.prepare --input=python-docs --output=store --train_tokenizer \\
+      --vocab_size=8000
+
+In plain text a line is a paragraph of one or more sentences, or it was wrapped at some width; this
+is told apart document by document, and wrapped lines are joined again. The store is complete when
+it appears under its name; what was stopped or failed goes on with --resume.
+"""
+
+import argparse
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from albert_jax import cli
+from albert_jax.data import preparation, store, text, tokenizer
+
+_PAPER_VOCABULARY = 30_000  # pieces; what the published configs say
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prepares a store as the command line says and prints what is in it."""
+    flags = _flags(argv)
+    began = time.monotonic()
+    made = preparation.prepare(
+        _inputs(flags.input),
+        flags.output,
+        preparation.Options(
+            tokenizer=flags.tokenizer,
+            vocab_size=flags.vocab_size or _PAPER_VOCABULARY,
+            normalization=tokenizer.Normalization(not flags.cased, flags.keep_accents),
+            reading=text.Reading(
+                flags.document, flags.text_field, flags.language, flags.errors == "skip"
+            ),
+            file_format=flags.format or "",
+            validation_fraction=flags.validation_fraction,
+            workers=flags.workers,
+            resume=flags.resume,
+        ),
+    )
+    print(_summary(made, time.monotonic() - began))
+
+
+def _flags(argv: Sequence[str]) -> argparse.Namespace:
+    parser = cli.parser(__doc__ or "", "prepare")
+    add = parser.add_argument
+    add(
+        "--input",
+        action="append",
+        required=True,
+        metavar="GLOB[,GLOB...]",
+        help="files of UTF-8 text or JSON Lines, plain or .gz, or python-docs; may be repeated",
+    )
+    add("--output", required=True, metavar="STORE", help="the folder to make")
+    vocabulary = parser.add_mutually_exclusive_group(required=True)
+    vocabulary.add_argument(
+        "--tokenizer",
+        metavar="MODEL",
+        help="a SentencePiece model that has ALBERT's control pieces",
+    )
+    vocabulary.add_argument(
+        "--train_tokenizer", action="store_true", help="make a vocabulary of the input"
+    )
+    add("--vocab_size", type=int, metavar="N", help="pieces to train (default: 30000)")
+    add(
+        "--language",
+        default="en",
+        metavar="CODE",
+        help="where sentences end, such as de or uk (default: en)",
+    )
+    add(
+        "--document",
+        choices=("blank_line", "file"),
+        default="blank_line",
+        help="what ends a document of plain text (default: blank_line)",
+    )
+    add(
+        "--format",
+        choices=("text", "jsonl"),
+        help="of all files (default: *.jsonl is JSON Lines, all else is text)",
+    )
+    add(
+        "--text_field",
+        default="text",
+        metavar="NAME",
+        help="where a JSON object has its text (default: text)",
+    )
+    add(
+        "--errors",
+        choices=("stop", "skip"),
+        default="stop",
+        help="at what is no UTF-8 text, or no JSON: stop and name the place, or leave it out "
+        "and count it (default: stop)",
+    )
+    add("--cased", action="store_true", help="keep capitals")
+    add("--keep_accents", action="store_true", help="keep accents")
+    add(
+        "--validation_fraction",
+        type=float,
+        default=0.02,
+        metavar="X",
+        help="share of the text that is held out (default: 0.02)",
+    )
+    add(
+        "--workers",
+        type=int,
+        default=_cores(),
+        metavar="N",
+        help="processes; the store does not depend on it (default: the cores)",
+    )
+    add("--resume", action="store_true", help="go on with an unfinished store")
+    flags = parser.parse_args(argv)
+    if flags.tokenizer and flags.vocab_size:
+        parser.error("--vocab_size goes with --train_tokenizer; --tokenizer has its own size")
+    return flags
+
+
+def _cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _inputs(values: Sequence[str]) -> list[str]:
+    """The patterns of all --input flags; a comma parts patterns unless a file has that very
+    name."""
+    return [
+        pattern
+        for value in values
+        for pattern in ([value] if Path(value).exists() else value.split(","))
+        if pattern
+    ]
+
+
+def _summary(made: store.Store, seconds: float) -> str:
+    manifest = made.manifest
+    splits = manifest["splits"]
+    columns = [
+        (
+            name,
+            *(f"{split[unit]:,}" for unit in ("documents", "sentences", "tokens")),
+            _mean(split["sentences"], split["documents"]),
+            _mean(split["tokens"], split["sentences"]),
+        )
+        for name, split in splits.items()
+    ]
+    names = ("", "documents", "sentences", "tokens", "sentences a document", "tokens a sentence")
+    tokens = sum(split["tokens"] for split in splits.values())
+    read = sum(source["bytes"] for source in manifest["sources"])
+    lines = [
+        *(
+            f"{name:<22}{train:>16}{validation:>14}"
+            for name, train, validation in zip(names, *columns, strict=True)
+        ),
+        f"{'unknown tokens':<22}{manifest['unknown_share']:>16.3%}",
+        f"{'unigram loss':<22}{made.unigram_loss:>16.3f}  nats a token, for a model to beat",
+        f"{'vocabulary':<22}{made.vocab_size:>16,}",
+        f"{'time':<22}{seconds:>14.1f} s  {tokens / seconds:,.0f} tokens/s, "
+        f"{read / seconds / 1e6:.1f} MB/s",
+    ]
+    for reason, skip in manifest["skipped"].items():
+        lines.append(f"skipped: {skip['count']:,} {reason} (first: {skip['first']})")
+    lines += [f"note: {hint}" for hint in _hints(made)]
+    command = ["python", "-m", "albert_jax.train", "--config=configs/base.py"]
+    if made.vocab_size != _PAPER_VOCABULARY:
+        command.append("--config.model.vocab_size=0")
+    command += [f"--config.data.path={made.path}", "--workdir=runs/base"]
+    return "\n".join([*lines, f"the store is {made.path}; next:", f"  {shlex.join(command)}"])
+
+
+def _mean(total: int, count: int) -> str:
+    return f"{total / count:.1f}" if count else "-"
+
+
+def _hints(made: store.Store) -> list[str]:
+    """What a person would want to be told about a store that is whole but odd."""
+    manifest = made.manifest
+    train = manifest["splits"]["train"]
+    hints = []
+    if not manifest["splits"]["validation"]["tokens"]:
+        hints.append("nothing is held out, so a run cannot be evaluated on this store.")
+    if manifest["unknown_share"] > 0.02:
+        hints.append("many unknown tokens: is the vocabulary for this language, and for --cased?")
+    if manifest["document"] == "blank_line" and train["sentences"] < 3 * train["documents"]:
+        hints.append(
+            "documents are very short; if a blank line does not end a document here, "
+            "give --document=file."
+        )
+    return hints
+
+
+if __name__ == "__main__":
+    cli.run(main)

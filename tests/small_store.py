@@ -1,0 +1,46 @@
+"""A token store of made-up text, made by the command itself: small, and learnable."""
+
+import pathlib
+import random
+import subprocess
+import sys
+
+_NOUNS = "cat dog bird fish horse sailor doctor farmer teacher child river garden house letter".split()
+_VERBS = "sees likes follows finds paints remembers carries forgets".split()
+_PLACES = "in the morning|near the old bridge|before the rain|under the green tree|by the sea".split("|")
+
+
+def sentences(seed: int, count: int) -> list[str]:
+    rng = random.Random(seed)
+    return [
+        f"The {rng.choice(_NOUNS)} {rng.choice(_VERBS)} the {rng.choice(_NOUNS)} {rng.choice(_PLACES)}."
+        for _ in range(count)
+    ]
+
+
+def make(folder: pathlib.Path, documents: int = 60) -> pathlib.Path:
+    """Writes documents, runs `prepare`, returns the store."""
+    text = "\n\n".join("\n".join(sentences(seed, 30)) for seed in range(documents))
+    source = folder / "text.txt"
+    source.write_text(text, encoding="utf-8")
+    store = folder / "store"
+    run_command(
+        "prepare",
+        f"--input={source}",
+        f"--output={store}",
+        "--train_tokenizer",
+        "--vocab_size=70",
+        "--validation_fraction=0.2",
+        "--workers=1",
+    )
+    return store
+
+
+def command(name: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", f"albert_jax.{name}", *arguments]
+
+
+def run_command(name: str, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(name, *arguments), capture_output=True, text=True, check=False)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done

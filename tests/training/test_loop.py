@@ -1,0 +1,169 @@
+"""A run through the commands: what it leaves, and that stopping it anywhere changes nothing."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+import small_store
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+STEPS = 40
+CONFIG = (
+    f"--config={ROOT / 'configs' / 'tiny.py'}",
+    f"--config.train.steps={STEPS}",
+    "--config.model.hidden_size=32",
+    "--config.model.intermediate_size=48",
+    "--config.model.hidden_dropout_prob=0.1",
+    "--config.data.max_seq_length=32",
+    "--config.data.max_predictions_per_seq=5",
+    "--config.optimizer.warmup_steps=5",
+    "--config.log.every_steps=1",
+    "--config.eval.every_steps=20",
+    "--config.checkpoint.every_steps=7",
+)
+# What a line may differ in between two runs: how long things took.
+TIMES = {"examples_per_second", "step_seconds", "data_wait_seconds", "model_flops_utilization"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return small_store.make(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    small_store.run_command("train", *arguments(store, workdir))
+    return workdir
+
+
+def arguments(store: pathlib.Path, workdir: pathlib.Path) -> tuple[str, ...]:
+    return (*CONFIG, f"--config.data.path={store}", f"--workdir={workdir}")
+
+
+def rows(workdir: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def numbers(workdir: pathlib.Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows(workdir)]
+
+
+def test_a_run_leaves_what_the_contract_says(undisturbed):
+    train = [row for row in rows(undisturbed) if "split" not in row]
+    assert [row["step"] for row in train] == list(range(1, STEPS + 1))
+    assert set(train[0]) >= {
+        "step", "loss", "masked_lm_loss", "masked_lm_accuracy", "sentence_order_loss",
+        "sentence_order_accuracy", "learning_rate", "grad_norm", "examples_per_second", "step_seconds",
+        "data_wait_seconds", "model_flops_utilization",
+    }  # fmt: skip
+    validation = [row for row in rows(undisturbed) if row.get("split") == "validation"]
+    assert [row["step"] for row in validation] == [20, 40]
+    assert validation[-1]["masked_lm_loss"] < train[0]["masked_lm_loss"]
+    assert json.loads((undisturbed / "config.json").read_text())["model"]["vocab_size"] == 70
+    pictures = sorted(path.name for path in (undisturbed / "report").glob("*.png"))
+    assert {"overview.png", "masked_lm_loss.png", "accuracy.png", "learning_rate.png"} <= set(pictures)
+    assert list((undisturbed / "tensorboard").iterdir())
+
+
+def test_killed_anywhere_the_run_gives_the_same_numbers(undisturbed, store, tmp_path):
+    workdir, rng = tmp_path / "killed", random.Random(5)
+    for target in (2, 13, 25):
+        process = subprocess.Popen(
+            small_store.command("train", *arguments(store, workdir)),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_for_lines(workdir, target, process)
+        time.sleep(rng.random() * 0.2)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    small_store.run_command("train", *arguments(store, workdir))
+    assert numbers(workdir) == numbers(undisturbed)
+
+
+def test_sigterm_saves_and_the_run_goes_on_with_other_devices(undisturbed, store, tmp_path):
+    workdir = tmp_path / "stopped"
+    for devices, target in ((1, 6), (2, 20), (4, None)):
+        process = subprocess.Popen(
+            small_store.command("train", *arguments(store, workdir)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+        )
+        if target:
+            wait_for_lines(workdir, target, process)
+            process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate()
+        assert process.returncode == (1 if target else 0), output
+        if target:
+            saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+            assert f"SIGTERM: saved step {saved} of {STEPS}" in output
+            assert rows(workdir)[-1]["step"] <= saved
+    for ours, theirs in zip(numbers(workdir), numbers(undisturbed), strict=True):
+        assert ours["step"] == theirs["step"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
+def test_another_config_in_the_workdir_is_refused_by_field(undisturbed, store):
+    done = small_store.run_command(
+        "train", *arguments(store, undisturbed), "--config.optimizer.learning_rate=0.5", expect=1
+    )
+    assert "optimizer.learning_rate: 0.00" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(store, tmp_path):
+    done = small_store.run_command(
+        "train",
+        *arguments(store, tmp_path / "bad"),
+        "--config.optimizer.learning_rate=1.0",
+        "--config.optimizer.clip_norm=0",
+        "--config.model.initializer_range=1e19",
+        expect=1,
+    )
+    assert "loss or gradient of step 1 is not finite; no checkpoint was saved yet" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_evaluate_counts_every_masked_word_once(undisturbed, tmp_path):
+    figures = {}
+    for batch_size in (16, 7):
+        out = tmp_path / f"{batch_size}.json"
+        small_store.run_command(
+            "evaluate", f"--workdir={undisturbed}", f"--batch_size={batch_size}", f"--json={out}"
+        )
+        figures[batch_size] = json.loads(out.read_text())
+    assert figures[16]["examples"] % 16  # there is a part-batch to get wrong
+    for name, value in figures[16].items():
+        assert figures[7][name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_fill_mask_answers_with_probabilities(undisturbed):
+    done = small_store.run_command(
+        "predict", "fill-mask", f"--model={undisturbed}", "--json", "--top_k=70",
+        "The cat sees the [MASK] by the [MASK].", "A [MASK]"
+    )  # fmt: skip
+    two, one = (json.loads(line) for line in done.stdout.splitlines())
+    assert [len(two["masks"]), len(one["masks"])] == [2, 1]
+    for mask in two["masks"] + one["masks"]:
+        shares = [guess["probability"] for guess in mask]
+        assert shares == sorted(shares, reverse=True)
+        assert sum(shares) == pytest.approx(1.0, abs=1e-4)  # all 70 pieces of the vocabulary
+    nothing = small_store.run_command(
+        "predict", "fill-mask", f"--model={undisturbed}", "no mask here", expect=1
+    )
+    assert "no [MASK] in 'no mask here'" in nothing.stderr
+
+
+def wait_for_lines(workdir: pathlib.Path, count: int, process: subprocess.Popen) -> None:
+    path = workdir / "metrics.jsonl"
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
