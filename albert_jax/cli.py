@@ -1,9 +1,11 @@
-"""What every command shares: a quiet environment, `--help` with examples, errors as one line, exit codes.
+"""What every command shares: a quiet environment, `--help` with examples, errors as one line, exit
+codes.
 
 Exit codes: 0 done; 1 the work could not be done or was interrupted; 2 the command line was wrong.
 """
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -11,6 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from albert_jax.errors import UserError
+
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def parser(module_doc: str, prog: str) -> argparse.ArgumentParser:
@@ -50,6 +55,12 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        # The disk and its rights are the user's; what else the system refuses is a fault of ours.
+        if error.errno not in _DISK_ERRORS:
+            raise
+        print(f"error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(1)
@@ -57,7 +68,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
 
 
 def quiet_environment() -> None:
-    """Keeps libraries from talking to the user; set before they are imported. The user's own values win."""
+    """Keeps libraries from talking to the user; set before they are imported. The user's own values
+    win.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

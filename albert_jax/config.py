@@ -1,9 +1,11 @@
-"""What a run may be told: every config field with its unit and reason, its checks, and how files and flags set it.
+"""What a run may be told: every config field with its unit and reason, its checks, and how files
+and flags set it.
 
 A config file has `get_config(arg="")`, starts from `default_config()` and returns it changed;
-`--config=FILE[:ARG] --config.section.field=value` names one and overrides it (`load`). `resolve` turns the result
-into frozen dataclasses and refuses what is unknown, of the wrong type or impossible, naming field, value and what
-would be right. Only the commands see the ConfigDict; everything below them takes the dataclasses.
+`--config=FILE[:ARG] --config.section.field=value` names one and overrides it (`load`). `resolve`
+turns the result into frozen dataclasses and refuses what is unknown, of the wrong type or
+impossible, naming field, value and what would be right. Only the commands see the ConfigDict;
+everything below them takes the dataclasses.
 
 Field names of `model` are those of ALBERT's published config.json.
 """
@@ -115,7 +117,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Raises UserError for values that make no examples."""
         _at_least("data", self, "max_seq_length", 8)
-        _between("data", self, "max_predictions_per_seq", 1, self.max_seq_length, "data.max_seq_length")
+        _between(
+            "data", self, "max_predictions_per_seq", 1, self.max_seq_length, "data.max_seq_length"
+        )
         _between("data", self, "masked_lm_prob", 0.01, 0.9)
         _between("data", self, "ngram", 1, 10)
         _between("data", self, "short_seq_prob", 0.0, 1.0)
@@ -179,7 +183,9 @@ class MeshConfig:
         sizes = {name: getattr(self, name) for name in ("data", "fsdp", "tensor")}
         for name, size in sizes.items():
             if size != -1 and size < 1:
-                raise UserError(f"mesh.{name}={size} is no number of devices; give 1 or more, or -1.")
+                raise UserError(
+                    f"mesh.{name}={size} is no number of devices; give 1 or more, or -1."
+                )
         if list(sizes.values()).count(-1) > 1:
             raise UserError(f"mesh: only one axis can be -1 (whatever is left); got {sizes}.")
 
@@ -244,14 +250,10 @@ class Config:
                 f"model.max_position_embeddings={self.model.max_position_embeddings}; "
                 "lower the first or raise the second."
             )
-        if self.optimizer.warmup_steps > self.train.steps:
-            raise UserError(
-                f"optimizer.warmup_steps={self.optimizer.warmup_steps} is more than "
-                f"train.steps={self.train.steps}: the learning rate would never reach its peak."
-            )
         if self.model.sentence_objective != "none" and self.model.type_vocab_size < 2:
             raise UserError(
-                f"model.type_vocab_size={self.model.type_vocab_size} cannot tell two segments apart; "
+                f"model.type_vocab_size={self.model.type_vocab_size} cannot tell two segments "
+                "apart; "
                 "set it to 2, or model.sentence_objective to none."
             )
 
@@ -280,8 +282,11 @@ CHANGEABLE = frozenset(
 )
 
 
-def default_config() -> ml_collections.ConfigDict:
-    """Every field at its default, locked so that a misspelt one is refused where it is written."""
+def default_config() -> Any:
+    """A ConfigDict of every field's default, locked so that a misspelt one is refused as written.
+
+    Typed Any because its attributes are made as it runs.
+    """
     sections = {
         section: {field.name: field.default for field in dataclasses.fields(kind)}
         for section, kind in _SECTIONS.items()
@@ -318,7 +323,9 @@ def resolve(values: ml_collections.ConfigDict | dict[str, Any]) -> Config:
         typed = {}
         for name, value in dict(fields).items():
             if name not in known:
-                raise UserError(_unknown(f"{section}.{name}", "field", [f"{section}.{k}" for k in known]))
+                raise UserError(
+                    _unknown(f"{section}.{name}", "field", [f"{section}.{k}" for k in known])
+                )
             typed[name] = _typed(f"{section}.{name}", value, known[name])
         sections[section] = _SECTIONS[section](**typed)
     return Config(**sections)
@@ -334,7 +341,9 @@ def read_workdir(workdir: pathlib.Path) -> Config:
     try:
         return resolve(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise UserError(f"{workdir} holds no run (no config.json); --workdir of albert_jax.train?") from None
+        raise UserError(
+            f"{workdir} holds no run (no config.json); --workdir of albert_jax.train?"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a config: {error}") from None
 
@@ -350,25 +359,34 @@ def differing_fields(ours: Config, theirs: Config) -> list[str]:
 
 
 def recipe_warnings(config: Config) -> list[str]:
-    """What in a valid config is far from the recipe that is known to work, with the value that fits.
+    """What in a valid config is far from the recipe that is known to work, with the value that
+    fits.
 
-    The rule ties LAMB's learning rate and warm-up to the batch (You et al. 2020, arXiv:1904.00962, table 4:
-    rate 0.005 at 32,768 and falling with the root, warm-up share proportional to the batch); ALBERT's 0.00176 and
-    3,125 of 125,000 steps at 4,096 are on it. Longer runs kept those 3,125 warm-up steps.
+    The rule ties LAMB's learning rate and warm-up to the batch (You et al. 2020, arXiv:1904.00962,
+    table 4: rate 0.005 at 32,768 and falling with the root, warm-up share proportional to the
+    batch); ALBERT's 0.00176 and 3,125 of 125,000 steps at 4,096 are on it. Longer runs kept those
+    3,125 warm-up steps.
     """
     warnings = []
     batch, steps = config.train.global_batch_size, config.train.steps
-    if config.optimizer.name == "lamb":
+    if config.optimizer.warmup_steps >= steps:
+        warnings.append(
+            f"optimizer.warmup_steps={config.optimizer.warmup_steps} of train.steps={steps}: the "
+            f"learning rate never reaches its peak; {max(steps // 20, 1)} would leave time to train."
+        )
+    elif config.optimizer.name == "lamb":
         rate = 0.005 * math.sqrt(batch / 32768)
         ratio = config.optimizer.learning_rate / rate
         if not 0.5 <= ratio <= 2.0:
             warnings.append(
-                f"optimizer.learning_rate={config.optimizer.learning_rate:g} is {ratio:.2g} times what LAMB's rule "
+                f"optimizer.learning_rate={config.optimizer.learning_rate:g} is {ratio:.2g} "
+                "times what LAMB's rule "
                 f"gives for train.global_batch_size={batch}; {rate:.3g} fits."
             )
         warmup = max(1, round(min(steps * batch / 163_840, 3_125)))
         given = config.optimizer.warmup_steps
-        # A rule made for batches of thousands asks for a step or two at small ones; longer does no harm there.
+        # A rule made for batches of thousands asks for a step or two at small ones; longer does no
+        # harm there.
         if given < warmup / 2 or (given > 4 * warmup and warmup >= 100):
             warnings.append(
                 f"optimizer.warmup_steps={given} is far from LAMB's rule for {steps} steps of "
@@ -381,13 +399,16 @@ def recipe_warnings(config: Config) -> list[str]:
         warnings.append(f"data.masked_lm_prob={share:g} is far from the usual 0.15.")
     if room < 0.8 * min(share, 0.15):
         warnings.append(
-            f"data.max_predictions_per_seq={config.data.max_predictions_per_seq} masks at most {room:.1%} of "
+            f"data.max_predictions_per_seq={config.data.max_predictions_per_seq} masks at most "
+            f"{room:.1%} of "
             f"data.max_seq_length={config.data.max_seq_length}; {fits} would mask 15 %."
         )
     elif room > 2 * max(share, 0.15):
         warnings.append(
-            f"data.max_predictions_per_seq={config.data.max_predictions_per_seq} leaves most masked slots empty at "
-            f"data.max_seq_length={config.data.max_seq_length} and masked_lm_prob={share:g}; {fits} is enough."
+            f"data.max_predictions_per_seq={config.data.max_predictions_per_seq} leaves most "
+            "masked slots empty at "
+            f"data.max_seq_length={config.data.max_seq_length} and masked_lm_prob={share:g}; "
+            f"{fits} is enough."
         )
     return warnings
 
@@ -396,7 +417,9 @@ def _run_config_file(file_and_arg: str) -> ml_collections.ConfigDict:
     name, _, arg = file_and_arg.partition(":")
     path = pathlib.Path(name)
     if not path.is_file():
-        raise UserError(f"--config={file_and_arg}: no file {name} (seen from {pathlib.Path.cwd()}).")
+        raise UserError(
+            f"--config={file_and_arg}: no file {name} (seen from {pathlib.Path.cwd()})."
+        )
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise UserError(f"--config={file_and_arg}: {name} is not a Python file.")
@@ -414,7 +437,7 @@ def _run_config_file(file_and_arg: str) -> ml_collections.ConfigDict:
         sys.path.pop(0)
 
 
-def _set(values: ml_collections.ConfigDict, path: str, text: str) -> None:
+def _set(values: Any, path: str, text: str) -> None:
     section, _, name = path.partition(".")
     if section not in values:
         raise UserError(_unknown(section, "section", list(values)))
@@ -483,7 +506,9 @@ def _between(
     value = getattr(owner, name)
     if not low <= value <= high:
         limit = f"{high_name}={high}" if high_name else f"{high}"
-        raise UserError(f"{section}.{name}={value} is out of range; it must lie between {low} and {limit}.")
+        raise UserError(
+            f"{section}.{name}={value} is out of range; it must lie between {low} and {limit}."
+        )
 
 
 def _one_of(section: str, owner: object, name: str, choices: tuple[str, ...]) -> None:

@@ -1,7 +1,8 @@
 """The main job from end to end on text that every machine with the requirements has: `make demo`.
 
-Prepares the documentation of the installed Python packages, pretrains configs/tiny.py on it, evaluates, draws and answers three
-lines, each with the command that a user would type. Works in runs/demo (made anew) and leaves runs/demo/summary.json.
+Prepares the documentation of the installed Python packages, pretrains configs/tiny.py on it,
+evaluates, draws and answers three lines, each with the command that a user would type. Works in
+runs/demo (made anew) and leaves runs/demo/summary.json.
 
   python -m albert_jax.demo
 """
@@ -34,7 +35,11 @@ def main(argv: Sequence[str]) -> None:
     FOLDER.mkdir(parents=True)
     store, run, figures = FOLDER / "store", FOLDER / "run", FOLDER / "evaluation.json"
     prepare_seconds = _command(
-        "prepare", "--input=python-docs", f"--output={store}", "--train_tokenizer", "--vocab_size=8000"
+        "prepare",
+        "--input=python-docs",
+        f"--output={store}",
+        "--train_tokenizer",
+        "--vocab_size=8000",
     )
     train_seconds = _command(
         "train", "--config=configs/tiny.py", f"--workdir={run}", f"--config.data.path={store}"
@@ -60,16 +65,16 @@ def main(argv: Sequence[str]) -> None:
     print(
         f"""
 Demo done in {prepare_seconds + train_seconds:.0f} s (prepare {prepare_seconds:.0f} s, train {train_seconds:.0f} s).
-  held-out masked words   {summary['masked_lm_loss']:.2f} nats; a unigram model of the same text has {summary['unigram_loss']:.2f} ({better:+.2f} better)
-  held-out words guessed  {summary['masked_lm_accuracy']:.1%}
-  held-out sentence order {summary['sentence_order_accuracy']:.1%} right; chance is 50 %
-  plots                   {run / 'report' / 'overview.png'}
-  checkpoint              {run / 'checkpoints'}
-  figures                 {FOLDER / 'summary.json'}
+  held-out masked words   {summary["masked_lm_loss"]:.2f} nats; a unigram model of the same text has {summary["unigram_loss"]:.2f} ({better:+.2f} better)
+  held-out words guessed  {summary["masked_lm_accuracy"]:.1%}
+  held-out sentence order {summary["sentence_order_accuracy"]:.1%} right; chance is 50 %
+  plots                   {run / "report" / "overview.png"}
+  checkpoint              {run / "checkpoints"}
+  figures                 {FOLDER / "summary.json"}
 
 Next, your own text:
-  {_typed('prepare')} --input='my_texts/*.txt' --output=stores/mine --train_tokenizer
-  {_typed('train')} --config=configs/base.py --config.data.path=stores/mine --workdir=runs/mine"""
+  {_typed("prepare")} --input='my_texts/*.txt' --output=stores/mine --train_tokenizer
+  {_typed("train")} --config=configs/base.py --config.data.path=stores/mine --workdir=runs/mine"""
     )
 
 
@@ -82,7 +87,9 @@ def _command(name: str, *arguments: str) -> float:
     shown = " ".join(f"'{word}'" if " " in word else word for word in arguments)
     print(f"\n$ python -m albert_jax.{name} {shown}", flush=True)
     began = time.monotonic()
-    code = subprocess.run([sys.executable, "-m", f"albert_jax.{name}", *arguments], check=False).returncode
+    code = subprocess.run(
+        [sys.executable, "-m", f"albert_jax.{name}", *arguments], check=False
+    ).returncode
     if code:
         raise UserError(f"the demo ends here: albert_jax.{name} ended with exit code {code}.")
     return time.monotonic() - began

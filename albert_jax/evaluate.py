@@ -3,8 +3,9 @@
   python -m albert_jax.evaluate --workdir=runs/tiny
   python -m albert_jax.evaluate --workdir=runs/tiny --step=4000 --json=figures.json
 
-Every masked word and every pair counts once and equally, the last part of a batch included. The masks are the same for every
-run of one sequence length (15 %), so figures of different runs compare.
+Every masked word and every pair counts once and equally, the last part of a batch included. The
+masks are the same for every run of one sequence length (15 %), so figures of different runs
+compare.
 """
 
 import json
@@ -19,11 +20,15 @@ from albert_jax.progress import Progress
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = cli.parser(__doc__ or "", "evaluate")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="a run of albert_jax.train")
+    parser.add_argument(
+        "--workdir", required=True, type=pathlib.Path, help="a run of albert_jax.train"
+    )
     parser.add_argument("--step", type=int, help="of the checkpoint; the newest by default")
     parser.add_argument("--data", help="another token store of the same tokenizer")
     parser.add_argument("--batch_size", type=int, help="sequences at once; the run's by default")
-    parser.add_argument("--json", metavar="FILE", help="also write the figures there; - for standard output")
+    parser.add_argument(
+        "--json", metavar="FILE", help="also write the figures there; - for standard output"
+    )
     args = parser.parse_args(argv)
     cfg = config.read_workdir(args.workdir)
     data = store.open_store(args.data or cfg.data.path)
@@ -48,9 +53,11 @@ def main(argv: Sequence[str]) -> int:
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     print(
-        f"step {number}, {metrics['examples']:.0f} held-out examples, {metrics['masked_words']:.0f} masked pieces\n"
+        f"step {number}, {metrics['examples']:.0f} held-out examples, "
+        f"{metrics['masked_words']:.0f} masked pieces\n"
         f"{loop.summary(metrics, run.config)}\n"
-        f"for comparison: a model that knows only how frequent each piece is has {data.unigram_loss:.3f} nats"
+        "for comparison: a model that knows only how frequent each piece is has "
+        f"{data.unigram_loss:.3f} nats"
     )
     return 0
 

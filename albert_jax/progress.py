@@ -17,7 +17,8 @@ class Progress:
     with Progress("prepare", total=bytes_in, unit="B") as progress:
         progress.advance(4096, "12 documents")
 
-    On a terminal: one line redrawn by tqdm. Elsewhere: a line at the start of each `plain_every_secs`.
+    On a terminal: one line redrawn by tqdm. Elsewhere: a line at the start of each
+        `plain_every_secs`.
 
     Args:
         label: what is being done, one word.

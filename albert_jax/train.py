@@ -1,13 +1,17 @@
 """Pretrains an encoder on a token store.
 
-  python -m albert_jax.train --config=configs/tiny.py --workdir=runs/tiny --config.data.path=stores/mine
-  python -m albert_jax.train --config=configs/base.py --workdir=runs/base --config.data.path=stores/mine \\
+  python -m albert_jax.train --config=configs/tiny.py --workdir=runs/tiny
+  --config.data.path=stores/mine
+  python -m albert_jax.train --config=configs/base.py --workdir=runs/base
+  --config.data.path=stores/mine \\
       --config.train.global_batch_size=256 --config.optimizer.learning_rate=4.4e-4
-  python -m albert_jax.train --config=configs/xxlarge.py:v1 --workdir=runs/xx --config.data.path=stores/wiki
+  python -m albert_jax.train --config=configs/xxlarge.py:v1 --workdir=runs/xx
+  --config.data.path=stores/wiki
 
-The same command again continues where the run stopped, however it stopped. The workdir gets config.json, checkpoints/,
-metrics.jsonl, tensorboard/ and report/*.png. Every field of a config can be set with --config.SECTION.FIELD=VALUE; the
-fields and what they mean stand in albert_jax/config.py.
+The same command again continues where the run stopped, however it stopped. The workdir gets
+config.json, checkpoints/, metrics.jsonl, tensorboard/ and report/*.png. Every field of a config can
+be set with --config.SECTION.FIELD=VALUE; the fields and what they mean stand in
+albert_jax/config.py.
 """
 
 import pathlib

@@ -1,11 +1,14 @@
 """ALBERT base: 12 layers of 768, 11.8 M parameters with both heads.
 
 v2 (default): no dropout, 10 M steps. v1: dropout 0.1, 125 k steps (the paper's ablation setting).
-LAMB, batch 4096 x 512, as published (Lan et al. 2020, arXiv:1909.11942, section 4.1; google-research/albert README).
-Dev-set average of the released models (GLUE, SQuAD, RACE): v2 82.3, v1 80.1.
+LAMB, batch 4096 x 512, as published (Lan et al. 2020, arXiv:1909.11942, section 4.1;
+google-research/albert README). Dev-set average of the released models (GLUE, SQuAD, RACE): v2 82.3,
+v1 80.1.
 
 --config=configs/base.py, --config=configs/base.py:v1
 """
+
+from typing import Any
 
 import ml_collections
 
@@ -17,7 +20,7 @@ def get_config(arg: str = "v2") -> ml_collections.ConfigDict:
     return published(arg, steps_v2=10_000_000)
 
 
-def published(recipe: str, steps_v2: int, dropout_v1: float = 0.1) -> ml_collections.ConfigDict:
+def published(recipe: str, steps_v2: int, dropout_v1: float = 0.1) -> Any:
     """What all four published sizes share, sized as base."""
     c = config.default_config()
     if recipe == "v1":

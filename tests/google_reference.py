@@ -1,4 +1,6 @@
-"""The released TF1 code's tiny model: its configuration, checkpoints and expected values, in our terms."""
+"""The released TF1 code's tiny model: its configuration, checkpoints and expected values, in our
+terms.
+"""
 
 import json
 import pathlib
@@ -48,11 +50,15 @@ def params(folder: pathlib.Path, step: int, groups: int, inner: int) -> dict[str
 
     def stacked(part: str) -> dict[str, np.ndarray]:
         sets = [
-            [leaves(f"bert/encoder/transformer/group_{g}/inner_group_{i}/{part}") for i in range(inner)]
+            [
+                leaves(f"bert/encoder/transformer/group_{g}/inner_group_{i}/{part}")
+                for i in range(inner)
+            ]
             for g in range(groups)
         ]
         return {
-            key: np.stack([np.stack([one[key] for one in row]) for row in sets]) for key in sets[0][0]
+            key: np.stack([np.stack([one[key] for one in row]) for row in sets])
+            for key in sets[0][0]
         }
 
     tables = ("word_embeddings", "position_embeddings", "token_type_embeddings")

@@ -5,15 +5,20 @@ import random
 import subprocess
 import sys
 
-_NOUNS = "cat dog bird fish horse sailor doctor farmer teacher child river garden house letter".split()
-_VERBS = "sees likes follows finds paints remembers carries forgets".split()
-_PLACES = "in the morning|near the old bridge|before the rain|under the green tree|by the sea".split("|")
+_NOUNS = (
+    ["cat", "dog", "bird", "fish", "horse", "sailor", "doctor", "farmer", "teacher", "child", "river", "garden", "house", "letter"]
+)
+_VERBS = ["sees", "likes", "follows", "finds", "paints", "remembers", "carries", "forgets"]
+_PLACES = (
+    ["in the morning", "near the old bridge", "before the rain", "under the green tree", "by the sea"]
+)
 
 
 def sentences(seed: int, count: int) -> list[str]:
     rng = random.Random(seed)
     return [
-        f"The {rng.choice(_NOUNS)} {rng.choice(_VERBS)} the {rng.choice(_NOUNS)} {rng.choice(_PLACES)}."
+        f"The {rng.choice(_NOUNS)} {rng.choice(_VERBS)} the {rng.choice(_NOUNS)} "
+        f"{rng.choice(_PLACES)}."
         for _ in range(count)
     ]
 

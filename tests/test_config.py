@@ -59,13 +59,15 @@ def test_config_json_gives_the_same_config_back(tmp_path):
         ("optimizer.learning_rate=-1", "optimizer.learning_rate=-1.0 must be more than 0"),
         ("optimizer.learning_rate=nan", "not a finite number"),
         ("optimizer.name=sgd", "optimizer.name='sgd' is none of: lamb, adamw"),
-        ("model.num_attention_heads=3", "does not divide model.hidden_size=.*nearest that do: 2 and 4"),
+        (
+            "model.num_attention_heads=3",
+            "does not divide model.hidden_size=.*nearest that do: 2 and 4",
+        ),
         ("model.attention_groups=9", "between 0 and model.num_hidden_layers="),
         ("model.hidden_dropout_prob=1", "model.hidden_dropout_prob=1.0 is out of range"),
         ("model.dtype=float16", "model.dtype='float16' is none of: bfloat16, float32"),
         ("data.max_seq_length=9999", "longer than model.max_position_embeddings=64"),
         ("data.max_predictions_per_seq=65", "between 1 and data.max_seq_length=64"),
-        ("optimizer.warmup_steps=999_999", "more than train.steps"),
         ("mesh.data=0", "mesh.data=0 is no number of devices"),
         ("mesh.fsdp=-1", "only one axis can be -1"),
     ],
@@ -103,7 +105,11 @@ def test_recipe_guard_names_the_value_that_fits():
     assert "0.000625 fits" in rate
     assert "391 fits" in warmup
     fitting = ["optimizer.learning_rate=0.000625", "optimizer.warmup_steps=391"]
-    assert config.recipe_warnings(config.load(base, ["train.global_batch_size=512", *fitting])) == []
+    assert (
+        config.recipe_warnings(config.load(base, ["train.global_batch_size=512", *fitting])) == []
+    )
+    [endless] = config.recipe_warnings(config.load(TINY, ["optimizer.warmup_steps=999_999"]))
+    assert "never reaches its peak" in endless
     [few] = config.recipe_warnings(config.load(base, ["data.max_predictions_per_seq=20"]))
     assert "77 would mask 15 %" in few
 

@@ -1,4 +1,6 @@
-"""Equal to the original: forward pass, losses, gradients through LAMB, against what the released code computed."""
+"""Equal to the original: forward pass, losses, gradients through LAMB, against what the released
+code computed.
+"""
 
 import dataclasses
 import pathlib
@@ -31,7 +33,9 @@ def folder(shared_data: pathlib.Path) -> pathlib.Path:
 
 
 def largest_relative(name: str, ours: np.ndarray, theirs: np.ndarray) -> float:
-    """max |ours - theirs| / max |theirs|: relative to the array's scale, as entries pass through zero."""
+    """max |ours - theirs| / max |theirs|: relative to the array's scale, as entries pass through
+    zero.
+    """
     assert ours.shape == theirs.shape, (name, ours.shape, theirs.shape)
     worst = float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
     print(f"{name}: max relative difference {worst:.2e}")
@@ -121,8 +125,9 @@ def norm_with_sparse_token_types(
 ) -> jax.Array:
     """The gradients' norm as TensorFlow took it for the reference, on a CPU.
 
-    There the gradient of the token type table stayed a list of rows, one for each token looked up, and its norm was taken
-    before rows of the same type were added up. A table with a row of its own for every token has just that gradient.
+    There the gradient of the token type table stayed a list of rows, one for each token looked up,
+    and its norm was taken before rows of the same type were added up. A table with a row of its own
+    for every token has just that gradient.
     """
     types = batch["token_type_ids"]
     rows = params["embeddings"]["token_type_embeddings"][types.reshape(-1)]
@@ -151,6 +156,10 @@ def test_accumulated_gradients_equal_the_whole_batchs(folder: pathlib.Path):
         parts, metrics = gradients(microbatches, shards)
         for key, value in whole_metrics.items():
             np.testing.assert_allclose(metrics[key], value, rtol=1e-5, err_msg=key)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), parts, whole)
-    without = step.gradients(params, jnp.int32(3), batch, step.Recipe(model, None, 7, False, 1, 1, 1))[1]
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), parts, whole
+        )
+    without = step.gradients(
+        params, jnp.int32(3), batch, step.Recipe(model, None, 7, False, 1, 1, 1)
+    )[1]
     assert abs(float(without["loss"] - whole_metrics["loss"])) > 1e-3  # there was dropout at all

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from albert_jax.model import layers
 
-# Added to a padded key's score, as in the released code; finite, so that a row of nothing but padding is no NaN.
+# Added to a padded key's score, as in the released code; finite, so that a row of nothing but
+# padding is no NaN.
 MASKED_SCORE = -10_000.0
 
 

@@ -1,13 +1,15 @@
 """Embeddings and the stack of layers: one scan over one layer, whatever is shared between depths.
 
-ALBERT shares one set of parameters over all depths, BERT none, and the ALBERT paper's ablations the attention or the
-feed-forward half alone (Lan et al. 2020, arXiv:1909.11942, table 4). Here each half has its own number of sets,
-`attention_groups` and `ffn_groups`: depth i uses set floor(i * groups / depths). Sets lie stacked in arrays with two
-leading axes, [group, inner, ...]; `inner` counts the blocks inside one layer (`inner_group_num`). The depths are cut
-into runs in which each half either stays with one set (which the scan then holds fixed) or takes the next set at each
-depth (which the scan then walks over), so that no depth ever indexes into a stack.
+ALBERT shares one set of parameters over all depths, BERT none, and the ALBERT paper's ablations the
+attention or the feed-forward half alone (Lan et al. 2020, arXiv:1909.11942, table 4). Here each
+half has its own number of sets, `attention_groups` and `ffn_groups`: depth i uses set floor(i *
+groups / depths). Sets lie stacked in arrays with two leading axes, [group, inner, ...]; `inner`
+counts the blocks inside one layer (`inner_group_num`). The depths are cut into runs in which each
+half either stays with one set (which the scan then holds fixed) or takes the next set at each depth
+(which the scan then walks over), so that no depth ever indexes into a stack.
 
-Letters: B batch, L sequence length, E embedding size, D hidden size, H heads, K size of a head, F feed-forward size,
+Letters: B batch, L sequence length, E embedding size, D hidden size, H heads, K size of a head, F
+    feed-forward size,
 N depths, I blocks inside a layer.
 """
 
@@ -40,7 +42,9 @@ class EncoderOutput(NamedTuple):
 
 
 class Embeddings(nn.Module):
-    """Word, position and segment embeddings, summed, normalised, dropped out; then projected where E is not D."""
+    """Word, position and segment embeddings, summed, normalised, dropped out; then projected where
+    E is not D.
+    """
 
     config: ModelConfig
     dtype: jnp.dtype
@@ -52,7 +56,8 @@ class Embeddings(nn.Module):
         token_type_ids_BL: jax.Array,
         dropout_keys_B: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns (x_BLD in `dtype`, the word table in float32, for the head that is tied to it)."""
+        """Returns (x_BLD in `dtype`, the word table in float32, for the head that is tied to it).
+        """
         cfg = self.config
         normal = layers.truncated_normal(cfg.initializer_range)
 
@@ -65,10 +70,10 @@ class Embeddings(nn.Module):
         types = table("token_type_embeddings", "type", cfg.type_vocab_size)
         length = input_ids_BL.shape[1]
         e_BLE = words_VE[input_ids_BL] + types[token_type_ids_BL] + positions[None, :length]
-        e_BLE = layers.LayerNorm("embedding", cfg.layer_norm_eps, self.dtype, name="layer_norm")(e_BLE)
-        e_BLE = layers.dropout(
-            e_BLE, cfg.hidden_dropout_prob, dropout_keys_B, _EMBEDDING_DROPOUT
+        e_BLE = layers.LayerNorm("embedding", cfg.layer_norm_eps, self.dtype, name="layer_norm")(
+            e_BLE
         )
+        e_BLE = layers.dropout(e_BLE, cfg.hidden_dropout_prob, dropout_keys_B, _EMBEDDING_DROPOUT)
         if cfg.embedding_size == cfg.hidden_size:
             return _placed(e_BLE), words_VE
         project = layers.Dense(
@@ -93,7 +98,11 @@ class AttentionBlock(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Returns (x_BLD, probabilities_BHLM)."""
         cfg = self.config
-        per_head = (*x_BLD.shape[:2], cfg.num_attention_heads, cfg.hidden_size // cfg.num_attention_heads)
+        per_head = (
+            *x_BLD.shape[:2],
+            cfg.num_attention_heads,
+            cfg.hidden_size // cfg.num_attention_heads,
+        )
 
         def project(name: str) -> jax.Array:
             # The kernel stays [D, H*K]: chips pad a last axis of 64 to 128.
@@ -192,7 +201,9 @@ def runs(depths: int, attention_groups: int, ffn_groups: int) -> list[Run]:
 
 
 class Encoder(nn.Module):
-    """`num_hidden_layers` layers over x_BLD, each `inner_group_num` blocks of attention and feed-forward."""
+    """`num_hidden_layers` layers over x_BLD, each `inner_group_num` blocks of attention and feed-
+    forward.
+    """
 
     config: ModelConfig
     dtype: jnp.dtype
@@ -211,21 +222,30 @@ class Encoder(nn.Module):
         attention_block = AttentionBlock(cfg, self.dtype, parent=None)
         ffn_block = FeedForwardBlock(cfg, self.dtype, parent=None)
         attention_sets = self.param(
-            "attention", _stacked(attention_block, cfg.attention_groups, cfg), x_BLD, attention_mask_BL, None
+            "attention",
+            _stacked(attention_block, cfg.attention_groups, cfg),
+            x_BLD,
+            attention_mask_BL,
+            None,
         )
         ffn_sets = self.param("ffn", _stacked(ffn_block, cfg.ffn_groups, cfg), x_BLD, None)
 
-        def layer(x_BLD: jax.Array, attention_I: Any, ffn_I: Any, depth: jax.Array) -> tuple[jax.Array, Any]:
+        run_attention: Any = attention_block.apply
+        run_ffn: Any = ffn_block.apply
+
+        def layer(
+            x_BLD: jax.Array, attention_I: Any, ffn_I: Any, depth: jax.Array
+        ) -> tuple[jax.Array, Any]:
             hidden_states, attentions = [], []
             for inner in range(cfg.inner_group_num):
                 keys_B = None
                 if dropout_keys_B is not None:
                     site = depth * cfg.inner_group_num + inner
                     keys_B = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys_B, site)
-                x_BLD, probabilities_BHLM = attention_block.apply(
+                x_BLD, probabilities_BHLM = run_attention(
                     {"params": _at(attention_I, inner)}, x_BLD, attention_mask_BL, keys_B
                 )
-                x_BLD = ffn_block.apply({"params": _at(ffn_I, inner)}, x_BLD, keys_B)
+                x_BLD = run_ffn({"params": _at(ffn_I, inner)}, x_BLD, keys_B)
                 hidden_states.append(x_BLD)
                 attentions.append(probabilities_BHLM)
             return x_BLD, (
@@ -238,13 +258,14 @@ class Encoder(nn.Module):
 
         captured, depth = [], 0
         for run in runs(cfg.num_hidden_layers, cfg.attention_groups, cfg.ffn_groups):
-            scan = nn.scan(
+            in_axes: Any = (
+                0 if isinstance(run.attention, slice) else nn.broadcast,
+                0 if isinstance(run.ffn, slice) else nn.broadcast,
+                0,
+            )
+            scan: Any = nn.scan(
                 lambda _, x, attention_I, ffn_I, depth: layer(x, attention_I, ffn_I, depth),
-                in_axes=(
-                    0 if isinstance(run.attention, slice) else nn.broadcast,
-                    0 if isinstance(run.ffn, slice) else nn.broadcast,
-                    0,
-                ),
+                in_axes=in_axes,
                 length=run.length,
             )
             x_BLD, outputs = scan(
@@ -263,9 +284,7 @@ class Encoder(nn.Module):
             stacked = jnp.concatenate([outputs[which] for outputs in captured])
             return stacked.reshape(-1, *stacked.shape[2:])
 
-        return EncoderOutput(
-            x_BLD, joined(0, output_hidden_states), joined(1, output_attentions)
-        )
+        return EncoderOutput(x_BLD, joined(0, output_hidden_states), joined(1, output_attentions))
 
 
 def _placed(x_BLD: jax.Array) -> jax.Array:
@@ -277,7 +296,9 @@ def _at(sets: Any, index: int | slice) -> Any:
 
 
 def _stacked(block: nn.Module, groups: int, cfg: ModelConfig) -> Any:
-    """An initializer for groups x inner sets of the block's parameters, their names with two axes more."""
+    """An initializer for groups x inner sets of the block's parameters, their names with two axes
+    more.
+    """
 
     def init(key: jax.Array, *inputs: Any) -> Any:
         keys = jax.random.split(key, (groups, cfg.inner_group_num))

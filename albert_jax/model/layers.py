@@ -1,9 +1,11 @@
-"""The small parts that every block is made of: dense, LayerNorm, dropout, activations, initial values.
+"""The small parts that every block is made of: dense, LayerNorm, dropout, activations, initial
+values.
 
-Parameters are float32 and carry logical axis names (`training.sharding` maps them to the mesh); matrix products run in
-the module's `dtype`, statistics in float32.
+Parameters are float32 and carry logical axis names (`training.sharding` maps them to the mesh);
+matrix products run in the module's `dtype`, statistics in float32.
 
-Logical axes: vocab, position, type, embedding (E), hidden (D), heads (H*K), ffn (F), label, and for stacks of
+Logical axes: vocab, position, type, embedding (E), hidden (D), heads (H*K), ffn (F), label, and for
+    stacks of
 parameter sets `group` and `inner`.
 """
 
@@ -13,7 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# tanh approximation, erf, relu: the names of ALBERT's published configs. [google-research/albert modeling.py]
+# tanh approximation, erf, relu: the names of ALBERT's published configs. [google-research/albert
+# modeling.py]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -28,13 +31,14 @@ def named(init: nn.initializers.Initializer, *axes: str) -> nn.initializers.Init
 
 def placed(x: jax.Array, *axes: str) -> jax.Array:
     """x, its axes named for the mesh; without a mesh around, x as it is."""
-    return nn.with_logical_constraint(x, tuple(f"act_{axis}" for axis in axes))
+    return nn.spmd.with_logical_constraint(x, tuple(f"act_{axis}" for axis in axes))
 
 
 def truncated_normal(sigma: float) -> nn.initializers.Initializer:
     """Normal of standard deviation `sigma` before it is cut at two of them, as the released code's.
 
-    JAX's own initializer widens the normal so that sigma holds after the cut; TensorFlow's does not.
+    JAX's own initializer widens the normal so that sigma holds after the cut; TensorFlow's does
+    not.
     """
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
@@ -69,7 +73,8 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis, computed in float32."""
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis, computed in float32.
+    """
 
     axis: str
     epsilon: float
@@ -93,10 +98,12 @@ class LayerNorm(nn.Module):
 
 
 def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None, site: int) -> jax.Array:
-    """x with a share `rate` of its entries zeroed and the rest scaled up; x itself without keys or at rate 0.
+    """x with a share `rate` of its entries zeroed and the rest scaled up; x itself without keys or
+    at rate 0.
 
-    Row b's mask is a function of (keys_B[b], site) alone: a batch may be split over devices and microbatches in any way
-    and draws the same masks. 16 random bits decide an entry, half the price of the usual 32; the rate is met to 1e-5.
+    Row b's mask is a function of (keys_B[b], site) alone: a batch may be split over devices and
+    microbatches in any way and draws the same masks. 16 random bits decide an entry, half the price
+    of the usual 32; the rate is met to 1e-5.
 
     Args:
         x: [B, ...], an even number of entries a row.
@@ -112,6 +119,6 @@ def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None, site: int) -> j
         return jax.random.bits(jax.random.fold_in(key, site), (words,), jnp.uint32)
 
     bits_BW = jax.vmap(bits)(keys_B)
-    bits = jax.lax.bitcast_convert_type(bits_BW, jnp.uint16).reshape(x.shape)
-    keep = bits >= jnp.uint16(round(rate * 65536))
+    drawn = jax.lax.bitcast_convert_type(bits_BW, jnp.uint16).reshape(x.shape)
+    keep = drawn >= jnp.uint16(round(rate * 65536))
     return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))

@@ -58,22 +58,26 @@ class PretrainingModel(nn.Module):
         )
         first_BD = encoded.sequence_BLD[:, 0]
         pooled_BD = jnp.tanh(
-            layers.Dense(cfg.hidden_size, ("hidden", "heads"), cfg.initializer_range, dtype, name="pooler")(
-                first_BD
-            )
+            layers.Dense(
+                cfg.hidden_size, ("hidden", "heads"), cfg.initializer_range, dtype, name="pooler"
+            )(first_BD)
         )
         logits_BPV = MaskedLanguageHead(cfg, dtype, name="masked_lm")(
             encoded.sequence_BLD, masked_lm_positions_BP, words_VE
         )
         sentence_logits_B2 = None
         if cfg.sentence_objective != "none":
-            head = layers.Dense(2, ("hidden", "label"), cfg.initializer_range, dtype, name="sentence_order")
+            head = layers.Dense(
+                2, ("hidden", "label"), cfg.initializer_range, dtype, name="sentence_order"
+            )
             sentence_logits_B2 = head(pooled_BD).astype(jnp.float32)
         return PretrainingOutput(logits_BPV, sentence_logits_B2, pooled_BD, encoded)
 
 
 class MaskedLanguageHead(nn.Module):
-    """Scores of every piece at the masked positions; the output matrix is the word embeddings' table."""
+    """Scores of every piece at the masked positions; the output matrix is the word embeddings'
+    table.
+    """
 
     config: ModelConfig
     dtype: jnp.dtype
@@ -87,10 +91,16 @@ class MaskedLanguageHead(nn.Module):
         # Gathered before the dense layers: P is a sixth of L, and V is large.
         h_BPD = jnp.take_along_axis(sequence_BLD, positions_BP[..., None], axis=1)
         h_BPE = layers.Dense(
-            cfg.embedding_size, ("hidden", "embedding"), cfg.initializer_range, self.dtype, name="dense"
+            cfg.embedding_size,
+            ("hidden", "embedding"),
+            cfg.initializer_range,
+            self.dtype,
+            name="dense",
         )(h_BPD)
         h_BPE = layers.ACTIVATIONS[cfg.hidden_act](h_BPE)
-        h_BPE = layers.LayerNorm("embedding", cfg.layer_norm_eps, self.dtype, name="layer_norm")(h_BPE)
+        h_BPE = layers.LayerNorm("embedding", cfg.layer_norm_eps, self.dtype, name="layer_norm")(
+            h_BPE
+        )
         bias_V = self.param(
             "bias", layers.named(nn.initializers.zeros_init(), "vocab"), (cfg.vocab_size,)
         )

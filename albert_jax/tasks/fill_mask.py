@@ -36,7 +36,8 @@ def encode(tokenizer: Tokenizer, text: str, longest: int) -> list[int]:
     ids.append(tokenizer.sep_id)
     if len(ids) > longest:
         raise UserError(
-            f"{text[:60]!r}... has {len(ids)} pieces; this model reads {longest} at most (data.max_seq_length)."
+            f"{text[:60]!r}... has {len(ids)} pieces; this model reads {longest} at most "
+            "(data.max_seq_length)."
         )
     return ids
 
@@ -63,7 +64,7 @@ def fill(
 
     @jax.jit
     def best(params: Any, ids_BL: jax.Array, mask_BL: jax.Array, slots_BP: jax.Array) -> Any:
-        output = run.model.apply(
+        output: Any = run.model.apply(
             {"params": params}, ids_BL, jnp.zeros_like(ids_BL), mask_BL, slots_BP
         )
         return jax.lax.top_k(jax.nn.softmax(output.masked_lm_logits_BPV), top_k)
@@ -83,7 +84,9 @@ def fill(
                 [
                     [
                         (tokenizer.piece(int(token)).replace(_SPACE, ""), float(share))
-                        for token, share in zip(ids_BPK[row, slot], shares_BPK[row, slot], strict=True)
+                        for token, share in zip(
+                            ids_BPK[row, slot], shares_BPK[row, slot], strict=True
+                        )
                     ]
                     for slot in range(len(masks[number]))
                 ]

@@ -1,15 +1,16 @@
 """Saving and restoring a run through Orbax: asynchronous, atomic, the newest and the best kept.
 
-A checkpoint has two parts: `params`, which evaluation and inference read alone, and `training`, the rest of the state.
+A checkpoint has two parts: `params`, which evaluation and inference read alone, and `training`, the
+    rest of the state.
 A half-written one has a temporary name and is never taken for whole.
 """
 
 import logging
 import pathlib
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -88,7 +89,8 @@ class Checkpoints:
         if number in self._manager.all_steps():
             return
         rest = {field: getattr(state, field) for field in _rest(state)}
-        self._manager.save(
+        self._guarded(
+            self._manager.save,
             number,
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params), training=ocp.args.StandardSave(rest)
@@ -98,10 +100,11 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until everything that was started is on the disk."""
-        self._manager.wait_until_finished()
+        self._guarded(self._manager.wait_until_finished)
 
     def restore(self, like: step.TrainState, number: int) -> step.TrainState:
-        """The state after `number` steps, in the shapes and shardings of `like`, whatever it was saved under.
+        """The state after `number` steps, in the shapes and shardings of `like`, whatever it was
+        saved under.
 
         Raises:
             UserError: its arrays are not those of this model.
@@ -121,6 +124,16 @@ class Checkpoints:
         args = ocp.args.Composite(params=ocp.args.StandardRestore(like))
         return self._restore(number, args)["params"]
 
+    def _guarded(self, write: Callable[..., object], *args: Any, **kwargs: Any) -> None:
+        """Runs what writes; an earlier save that failed in the background is told of here."""
+        try:
+            write(*args, **kwargs)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"a checkpoint could not be written to {self._folder}: "
+                f"{str(error).splitlines()[0]}. The last good one is of step {self.newest}."
+            ) from error
+
     def _restore(self, number: int, args: ocp.args.Composite) -> Any:
         try:
             return self._manager.restore(number, args=args)
@@ -133,4 +146,3 @@ class Checkpoints:
 
 def _rest(state: step.TrainState) -> list[str]:
     return [field for field in state.__dataclass_fields__ if field != "params"]
-

@@ -10,14 +10,16 @@ import numpy as np
 
 from albert_jax.config import DataConfig
 from albert_jax.errors import UserError
-from albert_jax.training import losses, sharding
+from albert_jax.training import sharding
 from albert_jax.training.program import Program
 
 
 def held_out(data: DataConfig) -> DataConfig:
-    """How validation text is cut and masked: the same in every run of one sequence length, so that runs compare.
+    """How validation text is cut and masked: the same in every run of one sequence length, so that
+    runs compare.
 
-    15 % of each sequence, always the same masks, no sequences cut short, whatever the run trains on.
+    15 % of each sequence, always the same masks, no sequences cut short, whatever the run trains
+    on.
     """
     return dataclasses.replace(
         data,
@@ -34,24 +36,25 @@ def evaluate(
     """Losses and accuracies over `batches`; rows that only fill up the last batch count nothing.
 
     Returns:
-        loss, masked_lm_loss (nats a masked piece), masked_lm_accuracy, perplexity, sentence_order_loss and
-        sentence_order_accuracy (0 without a sentence objective), masked_words and examples counted.
+        loss, masked_lm_loss (nats a masked piece), masked_lm_accuracy, perplexity,
+        sentence_order_loss and sentence_order_accuracy (0 without a sentence objective),
+        masked_words and examples counted.
 
     Raises:
         UserError: nothing to evaluate on.
     """
     rows = program.config.train.global_batch_size
-    sums = []
-    for batch in batches:
-        arrays = sharding.to_global(batch, program.batch_sharding, rows)
-        examples = np.count_nonzero(batch["attention_mask"][:, 0])
-        sums.append((program.eval_step(params, arrays), examples))
-    # float64 on the host: a split may have more masked words than float32 can count.
-    totals = [(jax.device_get(pair), examples) for pair, examples in sums]
-    masked_lm = _total([pair[0] for pair, _ in totals])
-    sentence = _total([pair[1] for pair, _ in totals])
-    if masked_lm.count == 0:
+    sums = [
+        program.eval_step(params, sharding.to_global(batch, program.batch_sharding, rows))
+        for batch in batches
+    ]
+    # Added up in float64 here: a split may have more masked words than float32 can count.
+    if not sums:
         raise UserError("the validation split has no examples; prepare the store with more text.")
+    totals = jax.tree.map(
+        lambda *parts: float(np.sum(np.asarray(parts, np.float64))), *jax.device_get(sums)
+    )
+    masked_lm, sentence, examples = totals
     masked_lm_loss = masked_lm.loss / masked_lm.count
     sentence_loss = sentence.loss / max(sentence.count, 1)
     return {
@@ -62,9 +65,5 @@ def evaluate(
         "sentence_order_loss": sentence_loss,
         "sentence_order_accuracy": sentence.correct / max(sentence.count, 1),
         "masked_words": masked_lm.count,
-        "examples": float(sum(examples for _, examples in totals)),
+        "examples": examples,
     }
-
-
-def _total(parts: list[losses.Sums]) -> Any:
-    return losses.Sums(*(float(np.sum(np.asarray(column, np.float64))) for column in zip(*parts, strict=True)))

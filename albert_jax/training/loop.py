@@ -1,7 +1,9 @@
 """The training loop, top to bottom: restore, step, log, evaluate, save, stop.
 
-The device is never waited for but where a line is logged, the split evaluated or a checkpoint saved. A run that is killed
-anywhere and started again goes on as if nothing had happened: the state holds everything, and its step is the place in the data.
+The device is never waited for but where a line is logged, the split evaluated or a checkpoint
+saved. A run that is killed
+anywhere and started again goes on as if nothing had happened: the state holds everything, and its
+    step is the place in the data.
 """
 
 import dataclasses
@@ -25,6 +27,7 @@ from albert_jax.progress import Progress
 from albert_jax.training import (
     checkpoint,
     evaluation,
+    inference,
     optimizer,
     program,
     report,
@@ -43,8 +46,10 @@ def resolve(config: Config, data: store.Store) -> Config:
     vocab_size = data.vocab_size
     if config.model.vocab_size not in (0, vocab_size):
         raise UserError(
-            f"model.vocab_size={config.model.vocab_size}, but the tokenizer of {data.path} has {vocab_size} pieces; "
-            f"set it to 0 (the store's) or {vocab_size}, or prepare the text with the tokenizer you mean."
+            f"model.vocab_size={config.model.vocab_size}, but the tokenizer of {data.path} has "
+            f"{vocab_size} pieces; "
+            f"set it to 0 (the store's) or {vocab_size}, or prepare the text with the tokenizer "
+            "you mean."
         )
     return dataclasses.replace(
         config,
@@ -53,10 +58,10 @@ def resolve(config: Config, data: store.Store) -> Config:
     )
 
 
-def example_builder(
-    config: Config, data: store.Store, split: str
-) -> examples.ExampleBuilder:
-    """The examples of a split as a run sees them: with its own settings, or the fixed ones of the validation split."""
+def example_builder(config: Config, data: store.Store, split: str) -> examples.ExampleBuilder:
+    """The examples of a split as a run sees them: with its own settings, or the fixed ones of the
+    validation split.
+    """
     fields = config.data if split == "train" else evaluation.held_out(config.data)
     options = examples.ExampleOptions(
         max_seq_length=fields.max_seq_length,
@@ -73,7 +78,8 @@ def example_builder(
 
 
 def prepare_workdir(workdir: pathlib.Path, config: Config) -> TextIO:
-    """Makes the folder or checks that it holds this very run; returns the lock that keeps others out while it is open.
+    """Makes the folder or checks that it holds this very run; returns the lock that keeps others
+    out while it is open.
 
     Raises:
         UserError: another run's folder, one in use, or one that cannot be written.
@@ -92,8 +98,8 @@ def prepare_workdir(workdir: pathlib.Path, config: Config) -> TextIO:
         differing = config_lib.differing_fields(config, config_lib.read_workdir(workdir))
         if differing:
             raise UserError(
-                f"--workdir={workdir} holds a run with another config; choose another folder, or set back:\n  "
-                + "\n  ".join(differing)
+                f"--workdir={workdir} holds a run with another config; choose another folder, "
+                "or set back:\n  " + "\n  ".join(differing)
             )
     else:
         temporary = path.with_suffix(".tmp")
@@ -108,7 +114,8 @@ def train(run: program.Program, data: store.Store, workdir: pathlib.Path) -> boo
     Args:
         run: the compiled program; its config is the resolved one.
         data: the token store.
-        workdir: see the workdir contract: config.json, checkpoints/, metrics.jsonl, tensorboard/, report/.
+        workdir: see the workdir contract: config.json, checkpoints/, metrics.jsonl, tensorboard/,
+            report/.
 
     Returns:
         True when all steps are done; False when a signal stopped it, its state saved.
@@ -121,6 +128,7 @@ def train(run: program.Program, data: store.Store, workdir: pathlib.Path) -> boo
         checkpoint.Checkpoints(workdir / "checkpoints", run.config.checkpoint.keep) as saved,
         _StopSignals() as stop,
     ):
+        inference.keep_tokenizer(data, workdir)
         return _Loop(run, data, workdir, saved, stop).run()
 
 
@@ -190,7 +198,8 @@ class _Loop:
                     if stopped and not last:
                         self._saved.wait()
                         self._progress.write(
-                            f"{stopped}: saved step {number} of {total}; the same command goes on from there."
+                            f"{stopped}: saved step {number} of {total}; the same command goes "
+                            "on from there."
                         )
                         return False
             self._saved.wait()
@@ -209,7 +218,9 @@ class _Loop:
         )
 
     def _start_window(self, number: int) -> None:
-        """Begins the time of the next logged line; what was not training before now is left out of it."""
+        """Begins the time of the next logged line; what was not training before now is left out of
+        it.
+        """
         self._window_start, self._window_first, self._data_wait = time.monotonic(), number, 0.0
 
     def _log_window(self, state: step.TrainState, number: int) -> None:
@@ -233,9 +244,7 @@ class _Loop:
         note = f"loss {means['loss']:.3f}, words {means['masked_lm_accuracy']:.1%}"
         if self._config.model.sentence_objective != "none":
             note += f", sentences {means['sentence_order_accuracy']:.1%}"
-        self._progress.advance(
-            steps, f"{note}, {values['examples_per_second']:.0f} examples/s"
-        )
+        self._progress.advance(steps, f"{note}, {values['examples_per_second']:.0f} examples/s")
         self._start_window(number)
 
     def _evaluate(self, state: step.TrainState, number: int) -> dict[str, float]:
@@ -249,7 +258,8 @@ class _Loop:
         warmed_up = number >= max(self._config.optimizer.warmup_steps, 1)
         if warmed_up and metrics["masked_lm_loss"] > self._unigram_loss:
             self._progress.write(
-                f"  still above {self._unigram_loss:.3f}, the loss of a model that knows only how frequent each piece is."
+                f"  still above {self._unigram_loss:.3f}, the loss of a model that knows only "
+                "how frequent each piece is."
             )
         self._start_window(number)
         return metrics
@@ -279,10 +289,14 @@ class _Loop:
             return
         self._saved.wait()
         good = self._saved.newest
-        where = f"the last good checkpoint is step {good}" if good else "no checkpoint was saved yet"
+        where = (
+            f"the last good checkpoint is step {good}" if good else "no checkpoint was saved yet"
+        )
         raise UserError(
-            f"loss or gradient of step {bad_step + 1} is not finite; {where} in {self._workdir / 'checkpoints'}. "
-            "Lower optimizer.learning_rate, lengthen optimizer.warmup_steps, or train with model.dtype=float32, "
+            f"loss or gradient of step {bad_step + 1} is not finite; {where} in "
+            f"{self._workdir / 'checkpoints'}. "
+            "Lower optimizer.learning_rate, lengthen optimizer.warmup_steps, or train with "
+            "model.dtype=float32, "
             "in another workdir."
         )
 
@@ -290,7 +304,8 @@ class _Loop:
 def summary(metrics: dict[str, float], config: Config) -> str:
     """An evaluation as a person reads it."""
     text = (
-        f"masked words {metrics['masked_lm_loss']:.3f} nats (perplexity {metrics['perplexity']:.1f}), "
+        f"masked words {metrics['masked_lm_loss']:.3f} nats (perplexity "
+        f"{metrics['perplexity']:.1f}), "
         f"{metrics['masked_lm_accuracy']:.1%} right"
     )
     if config.model.sentence_objective != "none":

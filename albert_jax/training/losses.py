@@ -1,6 +1,7 @@
 """Sums of losses and hits in float32.
 
-Sums and counts stay apart: microbatches and hosts are added up before the one division, since the number of masked
+Sums and counts stay apart: microbatches and hosts are added up before the one division, since the
+    number of masked
 slots differs between them and a mean of means would be another number.
 
 Letters: B batch, P masked slots, V vocabulary.
@@ -11,7 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Added to the number of masked slots, as in the released code (run_pretraining.py), where it keeps 0/0 away.
+# Added to the number of masked slots, as in the released code (run_pretraining.py), where it keeps
+# 0/0 away.
 MASKED_LM_COUNT_EPSILON = 1e-5
 
 

@@ -1,9 +1,11 @@
 """LAMB and AdamW as they were released with ALBERT, built from optax where optax does the same.
 
-Source: google-research/albert lamb_optimizer.py and optimization.py. Two parts are written here because optax differs:
-`scale_by_moments` (optax's Adam always corrects the bias of the moments, the released code never does) and
-`scale_by_trust_ratio` (optax takes one norm of a whole array and cannot leave arrays out; here each parameter set of a
-stack is a variable of its own, as it was in the released checkpoints, and LayerNorm and biases keep ratio 1).
+Source: google-research/albert lamb_optimizer.py and optimization.py. Two parts are written here
+    because optax differs:
+`scale_by_moments` (optax's Adam always corrects the bias of the moments, the released code never
+does) and `scale_by_trust_ratio` (optax takes one norm of a whole array and cannot leave arrays out;
+here each parameter set of a stack is a variable of its own, as it was in the released checkpoints,
+and LayerNorm and biases keep ratio 1).
 """
 
 from collections.abc import Callable
@@ -19,10 +21,12 @@ STACK_AXES = ("group", "inner")
 
 
 def learning_rate(cfg: OptimizerConfig, total_steps: int) -> Callable[[Any], jax.Array]:
-    """The rate of update number `step`, counted from 1: up to the peak over the warm-up, then down to 0.
+    """The rate of update number `step`, counted from 1: up to the peak over the warm-up, then down
+    to 0.
 
-    The decay counts from the first update, not from the end of the warm-up, so the rate drops a little there.
-    [optimization.py; that the first update has number 1 is what checkpoints trained by the released code show.]
+    The decay counts from the first update, not from the end of the warm-up, so the rate drops a
+    little there. [optimization.py; that the first update has number 1 is what checkpoints trained
+    by the released code show.]
     """
 
     def schedule(step: jax.Array) -> jax.Array:
@@ -75,14 +79,16 @@ def scale_by_moments(beta1: float, beta2: float, epsilon: float) -> optax.Gradie
     """m / (sqrt(v) + epsilon), the moments as they are: no bias correction."""
 
     def init(params: Any) -> MomentsState:
-        return MomentsState(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
+        return MomentsState(
+            jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params)
+        )
 
-    def update(grads: Any, state: MomentsState, params: Any = None) -> tuple[Any, MomentsState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, MomentsState]:
         del params
-        mu = jax.tree.map(lambda m, g: beta1 * m + (1.0 - beta1) * g, state.mu, grads)
-        nu = jax.tree.map(lambda v, g: beta2 * v + (1.0 - beta2) * jnp.square(g), state.nu, grads)
-        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mu, nu)
-        return updates, MomentsState(mu, nu)
+        mu = jax.tree.map(lambda m, g: beta1 * m + (1.0 - beta1) * g, state.mu, updates)
+        nu = jax.tree.map(lambda v, g: beta2 * v + (1.0 - beta2) * jnp.square(g), state.nu, updates)
+        scaled = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mu, nu)
+        return scaled, MomentsState(mu, nu)
 
     return optax.GradientTransformation(init, update)
 
@@ -92,7 +98,8 @@ def scale_by_trust_ratio(adapted: Any, stack_axes: Any) -> optax.GradientTransfo
 
     Args:
         adapted: for every array, whether it gets a ratio at all.
-        stack_axes: for every array, how many leading axes count variables rather than belong to one.
+        stack_axes: for every array, how many leading axes count variables rather than belong to
+            one.
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

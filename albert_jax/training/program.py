@@ -1,6 +1,7 @@
 """A config on a mesh: the model, where its state lives, and the compiled steps.
 
-What `train` runs, `evaluate` reads and a compiler without devices can be asked about is this same program.
+What `train` runs, `evaluate` reads and a compiler without devices can be asked about is this same
+program.
 """
 
 import dataclasses
@@ -18,7 +19,6 @@ from albert_jax.model import pretraining
 from albert_jax.training import losses, optimizer, sharding, step
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Program:
     """Functions over sharded arrays.
@@ -29,7 +29,7 @@ class Program:
         abstract_state: shapes, dtypes and shardings of the state.
         init: () -> state at step 0, born sharded.
         train_step: (state, batch) -> state; the old state's memory is used again.
-        eval_step: (params, batch) -> (masked word sums, sentence sums).
+        eval_step: (params, batch) -> (masked word sums, sentence sums, rows).
     """
 
     config: Config
@@ -39,7 +39,7 @@ class Program:
     abstract_state: step.TrainState
     init: Callable[[], step.TrainState]
     train_step: Callable[[step.TrainState, step.Batch], step.TrainState]
-    eval_step: Callable[[Any, step.Batch], tuple[losses.Sums, losses.Sums]]
+    eval_step: Callable[[Any, step.Batch], tuple[losses.Sums, losses.Sums, jax.Array]]
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The training batch's shapes and shardings (see the batch contract in data.examples)."""
@@ -73,7 +73,8 @@ def build(config: Config, mesh: Mesh) -> Program:
         model=model,
         optimizer=tx,
         seed=config.train.seed,
-        dropout=config.model.hidden_dropout_prob > 0 or config.model.attention_probs_dropout_prob > 0,
+        dropout=config.model.hidden_dropout_prob > 0
+        or config.model.attention_probs_dropout_prob > 0,
         microbatches=share // (config.train.microbatch_size or share),
         batch_shards=shards,
         log_every_steps=config.log.every_steps,
@@ -90,7 +91,7 @@ def build(config: Config, mesh: Mesh) -> Program:
         with sharding.constraints(mesh):
             return step.train_step(state, batch, recipe)
 
-    def eval_step(params: Any, batch: step.Batch) -> tuple[losses.Sums, losses.Sums]:
+    def eval_step(params: Any, batch: step.Batch) -> tuple[losses.Sums, losses.Sums, jax.Array]:
         with sharding.constraints(mesh):
             return step.eval_step(params, batch, model)
 
@@ -148,7 +149,8 @@ def describe(run: Program) -> str:
         + " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
         + f"; {config.model.dtype}\n"
         f"batch: {config.train.global_batch_size} sequences of {config.data.max_seq_length}, "
-        f"{share} a device" + (f" in {share // micro} microbatches of {micro}" if micro < share else "")
+        f"{share} a device"
+        + (f" in {share // micro} microbatches of {micro}" if micro < share else "")
     )
 
 

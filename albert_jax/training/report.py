@@ -1,6 +1,7 @@
 """Pictures of a run, drawn from its metrics.jsonl alone.
 
-`draw` writes one PNG a subject and `overview.png` with all of them; it can be called at any time, also on a run that is going on.
+`draw` writes one PNG a subject and `overview.png` with all of them; it can be called at any time,
+also on a run that is going on.
 """
 
 import json
@@ -24,7 +25,8 @@ def draw(workdir: pathlib.Path, unigram_loss: float | None) -> pathlib.Path:
 
     Args:
         workdir: holds metrics.jsonl and config.json.
-        unigram_loss: nats a token of a model that knows only how frequent each piece is; a line in the loss plot.
+        unigram_loss: nats a token of a model that knows only how frequent each piece is; a line in
+            the loss plot.
     """
     rows = list(telemetry.read_metrics(workdir / "metrics.jsonl"))
     train = [row for row in rows if row.get("split", "train") == "train"]
@@ -94,8 +96,13 @@ def _line(
 def _reference(axes: Axes, value: float, label: str) -> None:
     axes.axhline(value, color=_REFERENCE, ls="--", lw=1)
     axes.annotate(
-        label, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-        color=_REFERENCE, fontsize=8,
+        label,
+        (1, value),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="bottom",
+        color=_REFERENCE,
+        fontsize=8,
     )
 
 
@@ -119,8 +126,13 @@ def _accuracy(axes: Axes, train: Rows, validation: Rows, sentences: bool) -> Non
     if sentences:
         _line(axes, train, "sentence_order_accuracy", _SECOND, "sentences, train", width=0.8)
         _line(
-            axes, validation, "sentence_order_accuracy", "#274d33", "sentences, validation",
-            width=1.8, marker="o",
+            axes,
+            validation,
+            "sentence_order_accuracy",
+            "#274d33",
+            "sentences, validation",
+            width=1.8,
+            marker="o",
         )
         _reference(axes, 0.5, "sentences: chance")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))

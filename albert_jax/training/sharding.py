@@ -1,7 +1,8 @@
-"""Where arrays live: the device mesh, one table from logical axes to mesh axes, and batches onto devices.
+"""Where arrays live: the device mesh, one table from logical axes to mesh axes, and batches onto
+devices.
 
-The mesh has three axes. `data` and `fsdp` both share out the batch; `fsdp` also splits parameters and optimizer state;
-`tensor` splits heads and feed-forward columns.
+The mesh has three axes. `data` and `fsdp` both share out the batch; `fsdp` also splits parameters
+and optimizer state; `tensor` splits heads and feed-forward columns.
 """
 
 import contextlib
@@ -43,11 +44,12 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(config: Config, devices: Sequence[jax.Device]) -> Mesh:
+def make_mesh(config: Config, devices: Sequence[Any]) -> Mesh:
     """The mesh a config asks for, over all of `devices`.
 
     Raises:
-        UserError: the axes do not multiply to the number of devices, or do not divide the batch or the model.
+        UserError: the axes do not multiply to the number of devices, or do not divide the batch or
+            the model.
     """
     sizes = _axis_sizes(config.mesh, len(devices))
     mesh = Mesh(np.asarray(devices).reshape(tuple(sizes.values())), tuple(sizes))
@@ -103,15 +105,19 @@ def axis_names(boxed_params: Any) -> Any:
         unknown = [name for name in leaf.names if name not in RULES]
         if unknown or len(leaf.names) != leaf.value.ndim:
             raise ValueError(
-                f"parameter {where} of shape {leaf.value.shape} is named {leaf.names}; no rule covers {unknown}."
+                f"parameter {where} of shape {leaf.value.shape} is named {leaf.names}; no rule "
+                f"covers {unknown}."
             )
-        return leaf.names
+        return tuple(map(str, leaf.names))
 
     return jax.tree_util.tree_map_with_path(names, boxed_params, is_leaf=_is_box)
 
 
 def param_sharding(mesh: Mesh, names: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
-    """By the table; a dimension that its mesh axis does not divide stays whole (30,000 pieces over 64 chips)."""
+    """By the table; a dimension that its mesh axis does not divide stays whole.
+
+    (30,000 pieces do not divide over 64 chips, say.)
+    """
     spec = [
         axis if axis is not None and size % mesh.shape[axis] == 0 else None
         for axis, size in zip((RULES[name] for name in names), shape, strict=True)
@@ -127,7 +133,9 @@ def constraints(mesh: Mesh) -> Iterator[None]:
 
 
 def local_rows(sharding: NamedSharding, batch_size: int) -> list[tuple[int, int]]:
-    """The ranges [start, stop) of a global batch's rows that this process's devices hold, ascending."""
+    """The ranges [start, stop) of a global batch's rows that this process's devices hold,
+    ascending.
+    """
     slices = sharding.addressable_devices_indices_map((batch_size,)).values()
     return sorted({s[0].indices(batch_size)[:2] for s in slices if s is not None})
 
@@ -148,7 +156,8 @@ def _axis_sizes(mesh: MeshConfig, devices: int) -> dict[str, int]:
     asked = " x ".join(f"mesh.{name}={size}" for name, size in sizes.items())
     if devices % fixed or (-1 not in sizes.values() and fixed != devices):
         raise UserError(
-            f"{asked} does not make {devices} devices; set one axis to -1 to take whatever is left, "
+            f"{asked} does not make {devices} devices; set one axis to -1 to take whatever is "
+            "left, "
             "or change them so that their product is the number of devices."
         )
     return {name: devices // fixed if size == -1 else size for name, size in sizes.items()}

@@ -1,10 +1,11 @@
-"""One training step and one evaluation step: pure functions of state and batch; no files, no logging, no mesh.
+"""One training step and one evaluation step: pure functions of state and batch; no files, no
+logging, no mesh.
 
 Letters: B global batch, P masked slots.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -90,7 +91,8 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
 def train_step(state: TrainState, batch: Batch, recipe: Recipe) -> TrainState:
     """The state after one update.
 
-    A step whose loss or gradient is not finite changes no parameter and is remembered in `bad_step`.
+    A step whose loss or gradient is not finite changes no parameter and is remembered in
+    `bad_step`.
     """
     grads, metrics = gradients(state.params, state.step, batch, recipe)
     updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
@@ -116,7 +118,9 @@ def train_step(state: TrainState, batch: Batch, recipe: Recipe) -> TrainState:
 def gradients(
     params: Any, step: jax.Array, batch: Batch, recipe: Recipe
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """Gradients of the whole batch's loss, whatever number of microbatches it is handled in, and METRICS."""
+    """Gradients of the whole batch's loss, whatever number of microbatches it is handled in, and
+    METRICS.
+    """
     # The denominators are those of the whole batch, so that parts can simply be added.
     masked_count = jnp.sum(batch["masked_lm_weights"]) + losses.MASKED_LM_COUNT_EPSILON
     row_count = jnp.sum(row_weights(batch))
@@ -160,16 +164,19 @@ def gradients(
 
 def eval_step(
     params: Any, batch: Batch, model: pretraining.PretrainingModel
-) -> tuple[losses.Sums, losses.Sums]:
-    """(masked words, sentence order) sums of one batch, without dropout; rows of padding count nothing."""
-    return forward_sums(model, params, batch, None)
+) -> tuple[losses.Sums, losses.Sums, jax.Array]:
+    """Sums of masked words and of sentences, and how many rows, of one batch, without dropout.
+
+    Rows of padding count nothing.
+    """
+    return *forward_sums(model, params, batch, None), jnp.sum(row_weights(batch))
 
 
 def forward_sums(
     model: pretraining.PretrainingModel, params: Any, batch: Batch, keys_B: jax.Array | None
 ) -> tuple[losses.Sums, losses.Sums]:
     """Runs the model and sums both losses; without a sentence objective the second is all zeros."""
-    output = model.apply(
+    output: Any = model.apply(
         {"params": params},
         batch["input_ids"],
         batch["token_type_ids"],
@@ -190,7 +197,9 @@ def forward_sums(
 
 
 def row_weights(batch: Batch) -> jax.Array:
-    """1 for a real row, 0 for one that only fills up the last batch: its [CLS] is masked out too. float32 [B]."""
+    """1 for a real row, 0 for one that only fills up the last batch: its [CLS] is masked out too.
+    float32 [B].
+    """
     return batch["attention_mask"][:, 0].astype(jnp.float32)
 
 

@@ -1,7 +1,8 @@
-"""What a run writes down about itself: metrics.jsonl, TensorBoard, and the model's floating-point work.
+"""What a run writes down about itself: metrics.jsonl, TensorBoard, and the model's floating-point
+work.
 
-metrics.jsonl has one object a logged step; evaluations carry `split: "validation"`. It is only ever appended to, but for a
-restart, which first takes back the lines of steps that will be made again.
+metrics.jsonl has one object a logged step; evaluations carry `split: "validation"`. It is only ever
+appended to, but for a restart, which first takes back the lines of steps that will be made again.
 """
 
 import json
@@ -9,8 +10,6 @@ import logging
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
-
-import jax
 
 from albert_jax.config import DataConfig, ModelConfig
 
@@ -81,8 +80,8 @@ def read_metrics(path: pathlib.Path) -> Iterator[dict[str, Any]]:
 def model_flops_per_sequence(model: ModelConfig, data: DataConfig) -> float:
     """Floating-point operations of the matrix products in one training step on one sequence.
 
-    Forward once, backward twice, recomputation not counted; every depth counts, shared or not. A product of [m,k] and
-    [k,n] is 2 m k n operations; look-ups are none.
+    Forward once, backward twice, recomputation not counted; every depth counts, shared or not. A
+    product of [m,k] and [k,n] is 2 m k n operations; look-ups are none.
     """
     length, slots = data.max_seq_length, data.max_predictions_per_seq
     hidden, ffn = model.hidden_size, model.intermediate_size
@@ -96,8 +95,7 @@ def model_flops_per_sequence(model: ModelConfig, data: DataConfig) -> float:
     return 3.0 * (encoder + masked_lm + pooler)
 
 
-def peak_flops(device: jax.Device) -> float | None:
+def peak_flops(device: Any) -> float | None:
     """The device's dense bf16 peak in FLOP/s; None where it is not known (a CPU, say)."""
     kinds = [kind for kind in _PEAK_FLOPS if device.device_kind.startswith(kind)]
     return _PEAK_FLOPS[max(kinds, key=len)] if kinds else None
-

@@ -30,9 +30,7 @@ def small_config(mesh: config.MeshConfig, microbatch_size: int = 0) -> config.Co
             dtype="float32",
         ),
         data=config.DataConfig(max_seq_length=LENGTH, max_predictions_per_seq=SLOTS),
-        train=config.TrainConfig(
-            steps=20, global_batch_size=ROWS, microbatch_size=microbatch_size
-        ),
+        train=config.TrainConfig(steps=20, global_batch_size=ROWS, microbatch_size=microbatch_size),
         optimizer=config.OptimizerConfig(learning_rate=0.01, warmup_steps=3),
         log=config.LogConfig(every_steps=1),
         mesh=mesh,
@@ -95,7 +93,9 @@ def test_parameters_and_slots_are_split_over_fsdp_and_tensor():
 
 def test_every_parameter_has_a_rule():
     boxed = jax.eval_shape(
-        lambda: step.init_params(pretraining.PretrainingModel(small_config(config.MeshConfig()).model), 0)
+        lambda: step.init_params(
+            pretraining.PretrainingModel(small_config(config.MeshConfig()).model), 0
+        )
     )
     names = sharding.axis_names(boxed)
     assert all(name in sharding.RULES for leaf in jax.tree.leaves(names) for name in [leaf])

@@ -1,4 +1,6 @@
-"""Which parameters each depth uses, what they cost, and that one scan equals the layers applied by hand."""
+"""Which parameters each depth uses, what they cost, and that one scan equals the layers applied by
+hand.
+"""
 
 import dataclasses
 
@@ -169,7 +171,9 @@ def test_a_row_of_padding_alone_is_no_nan():
 
 def test_attention_maps_are_distributions_over_real_tokens():
     model, params = init(SMALL)
-    attentions = model.apply({"params": params}, *inputs(), output_attentions=True).encoder.attentions_NBHLM
+    attentions = model.apply(
+        {"params": params}, *inputs(), output_attentions=True
+    ).encoder.attentions_NBHLM
     assert attentions.shape == (6, 3, 2, 5, 5)
     np.testing.assert_allclose(attentions.sum(-1), 1.0, rtol=1e-5)
     assert float(attentions[:, 1, :, :, 3:].max()) == 0.0
@@ -225,9 +229,7 @@ def test_forward_pass_equals_pytorch_transformers():
         {"params": params}, ids_BL, types_BL, mask_BL, positions
     )
     with torch.no_grad():
-        output = theirs(
-            *(torch.from_numpy(np.asarray(x)) for x in (ids_BL, mask_BL, types_BL))
-        )
+        output = theirs(*(torch.from_numpy(np.asarray(x)) for x in (ids_BL, mask_BL, types_BL)))
     logits_BPV = np.take_along_axis(
         output.prediction_logits.numpy(), np.asarray(positions)[..., None], axis=1
     )

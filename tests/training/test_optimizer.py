@@ -29,12 +29,22 @@ def tree(seed: int) -> dict:
 
 def released(name: str, cfg: config.OptimizerConfig, total: int, params: dict, grads: list[dict]):
     """Plain NumPy: one variable after the other, the parameter sets of a stack apart."""
-    flat = {"kernel": params["kernel"], "table": params["table"], "scale": params["norm"]["scale"], "bias": params["bias"]}
+    flat = {
+        "kernel": params["kernel"],
+        "table": params["table"],
+        "scale": params["norm"]["scale"],
+        "bias": params["bias"],
+    }
     w = {k: np.array(v, np.float64) for k, v in flat.items()}
     m = {k: np.zeros_like(v) for k, v in w.items()}
     v = {k: np.zeros_like(x) for k, x in w.items()}
     for number, grad in enumerate(grads, start=1):
-        g = {"kernel": grad["kernel"], "table": grad["table"], "scale": grad["norm"]["scale"], "bias": grad["bias"]}
+        g = {
+            "kernel": grad["kernel"],
+            "table": grad["table"],
+            "scale": grad["norm"]["scale"],
+            "bias": grad["bias"],
+        }
         g = {k: np.array(x, np.float64) for k, x in g.items()}
         norm = np.sqrt(sum((x**2).sum() for x in g.values()))
         rate = cfg.learning_rate * (
