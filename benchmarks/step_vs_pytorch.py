@@ -1,6 +1,7 @@
 """A training step beside PyTorch Transformers doing the same work on the same machine, in turn.
 
-Both: ALBERT base, float32, dropout 0.1 everywhere, full sequences, masked-word scores at the masked positions only,
+Both: ALBERT base, float32, dropout 0.1 everywhere, full sequences, masked-word scores at the masked
+    positions only,
 sentence loss, backward pass, clipping to norm 1, AdamW. PyTorch runs eagerly, as its users do.
 
   python benchmarks/step_vs_pytorch.py --batch=8 --length=128
@@ -34,7 +35,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     args = parser.parse_args()
     batch = make_batch(args.batch, args.length, args.predictions)
-    steps = {"albert_jax": jax_step(batch, args.dropout), "pytorch": torch_step(batch, args.dropout)}
+    steps = {
+        "albert_jax": jax_step(batch, args.dropout),
+        "pytorch": torch_step(batch, args.dropout),
+    }
     for step in steps.values():
         step()
         step()
@@ -46,13 +50,16 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - began)
     for name, values in seconds.items():
         print(
-            f"{name:10}  median {statistics.median(values):.3f} s  min {min(values):.3f}  max {max(values):.3f}"
+            f"{name:10}  median {statistics.median(values):.3f} s  min {min(values):.3f}  max "
+            f"{max(values):.3f}"
             f"  ({args.batch / statistics.median(values):.2f} examples/s)"
         )
     ratios = [t / j for j, t in zip(seconds["albert_jax"], seconds["pytorch"], strict=True)]
     print(
-        f"pytorch / albert_jax: median {statistics.median(ratios):.2f}, min {min(ratios):.2f}, max {max(ratios):.2f} "
-        f"(base, batch {args.batch} x {args.length}, {args.predictions} predictions, dropout {args.dropout}, float32, "
+        f"pytorch / albert_jax: median {statistics.median(ratios):.2f}, min {min(ratios):.2f}, "
+        f"max {max(ratios):.2f} "
+        f"(base, batch {args.batch} x {args.length}, {args.predictions} predictions, dropout "
+        f"{args.dropout}, float32, "
         f"{os.cpu_count()} cores)"
     )
 
@@ -65,7 +72,9 @@ def make_batch(rows: int, length: int, slots: int) -> dict[str, np.ndarray]:
     )
     return {
         "input_ids": rng.integers(5, 30_000, (rows, length), dtype=np.int32),
-        "token_type_ids": np.repeat(np.arange(length)[None] >= length // 2, rows, 0).astype(np.int32),
+        "token_type_ids": np.repeat(np.arange(length)[None] >= length // 2, rows, 0).astype(
+            np.int32
+        ),
         "attention_mask": np.ones((rows, length), np.int32),
         "masked_lm_positions": positions.astype(np.int32),
         "masked_lm_ids": rng.integers(5, 30_000, (rows, slots), dtype=np.int32),

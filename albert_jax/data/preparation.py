@@ -337,14 +337,18 @@ def _claimed(folder: Path, ours: dict[str, Any], resume: bool) -> Iterator[None]
     """Holds the folder for this process; starts it anew or, for `resume`, checks that it is the
     same work."""
     begun = folder / "options.json"
-    if not begun.exists() and folder.exists() and {path.name for path in folder.iterdir()} - {_LOCK}:
+    if (
+        not begun.exists()
+        and folder.exists()
+        and {path.name for path in folder.iterdir()} - {_LOCK}
+    ):
         raise UserError(
             f"{folder} holds something else; choose another --output. Nothing was changed."
         )
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _LOCK).open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            pass
         except BlockingIOError:
             raise UserError(
                 f"another albert_jax.prepare is writing {folder}; let it finish, or stop it."
@@ -769,38 +773,42 @@ def _parallel(
     todo = collections.deque(enumerate(jobs))
     running: dict[concurrent.futures.Future[Any], int] = {}
     executor = concurrent.futures.ProcessPoolExecutor(workers, context, _begin_worker, (done,))
-    try:
-        while todo or running:
-            with _interrupts_ignored():
-                # Starts processes, which are to inherit this: Ctrl-C is the parent's to handle.
-                while todo and len(running) < 2 * workers:
-                    index, job = todo.popleft()
-                    running[executor.submit(_work, task, job)] = index
-            finished, _ = concurrent.futures.wait(running, 0.1, concurrent.futures.FIRST_COMPLETED)
-            progress.advance(done[0] - told, f"{done[1]:,} {unit}")
-            told = done[0]
-            for future in finished:
-                yield running.pop(future), future.result()
-    except concurrent.futures.process.BrokenProcessPool:
-        raise UserError(
-            f"a worker process was killed, most likely because memory ran out; {if_killed}."
-        ) from None
-    finally:
-        for process in multiprocessing.active_children() if running else ():
-            process.kill()
-        executor.shutdown(cancel_futures=True)
+    # A pipe to a worker that died is an error to report, not our end as it is on `| head`.
+    with _ignoring(signal.SIGPIPE):
+        try:
+            while todo or running:
+                # Processes are started here and inherit this: Ctrl-C is the parent's to handle.
+                with _ignoring(signal.SIGINT):
+                    while todo and len(running) < 2 * workers:
+                        index, job = todo.popleft()
+                        running[executor.submit(_work, task, job)] = index
+                finished, _ = concurrent.futures.wait(
+                    running, 0.1, concurrent.futures.FIRST_COMPLETED
+                )
+                progress.advance(done[0] - told, f"{done[1]:,} {unit}")
+                told = done[0]
+                for future in finished:
+                    yield running.pop(future), future.result()
+        except concurrent.futures.process.BrokenProcessPool:
+            raise UserError(
+                f"a worker process was killed, most likely because memory ran out; {if_killed}."
+            ) from None
+        finally:
+            for process in multiprocessing.active_children() if running else ():
+                process.kill()
+            executor.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
+def _ignoring(number: signal.Signals) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield  # only there can it be set, and only there are such signals handled
         return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    handler = signal.signal(number, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.signal(number, handler)
 
 
 _done: Any = None  # in a worker: bytes and units that all of them have done, shared

@@ -30,7 +30,7 @@ _SKIPPED_FOLDERS = frozenset(
     {"albert_jax", "tests", "test", "testing", "_vendor", "__pycache__", "node_modules"}
 )
 _LARGEST_MODULE = 1 << 20  # bytes; larger ones are generated tables
-_LEAST_SHARE = 0.3  # of a module's bytes between triple quotes; one with less is not parsed
+_LEAST_SHARE = 0.4  # of a module's bytes between triple quotes; one with less is not parsed
 _LEAST_WORDS = 8  # of a paragraph
 _LEAST_WORDS_OF_ITEM = 15  # of the description of a parameter, or an entry of a list
 
@@ -47,6 +47,8 @@ _LIST_ITEM = re.compile(r"^(?:[-*+\u2022]|\(?\d{1,2}[.)]|\(?[a-z]\))\s+")
 _PARAMETER = re.compile(
     r"^(?::\w+[^:\n]*:|\*{0,2}`*[\w.,\[\]*-]+`*(?:\s*\([^)\n]*\))?\s*:(?=\s|$))\s*"
 )
+# `name : type` on a line of its own, the description indented below it.
+_NUMPY_PARAMETER = re.compile(r"^(\*{0,2}[\w.]+)(?:, \*{0,2}[\w.]+)* : .*$")
 _DROPPED_DIRECTIVE = re.compile(
     r"^\.\. +(?!(?:note|warning|tip|important|caution|hint|attention|danger)::)"
 )
@@ -236,7 +238,8 @@ def _blocks(lines: list[str]) -> Iterator[str]:
             block_indent = indent
         elif len(block) == 1:
             block_indent = max(indent, block_indent) if _is_item(block[0]) else block_indent
-        block.append(line)
+        # Of NumPy's lines only the name is needed, to know the description for one.
+        block.append(_NUMPY_PARAMETER.sub(r"\1:", line))
         if line.endswith("::"):
             yield from _joined(block)
             block, skip_deeper_than = [], indent

@@ -41,8 +41,8 @@ _WRAPPED_WIDTHS = range(30, 141)  # characters a line; wrapped text is this wide
 _CONTROL_CHARACTERS = bytes(set(range(32)) - set(b"\t\n\v\f\r")) + b"\x7f"
 _BYTE_ORDER_MARK = "\ufeff"
 _SENTENCE_END = re.compile(r"""[.!?:\u2026\u3002\uff01\uff1f]["'\u2019\u201d\u00bb)\]_*]*$""")
-_OPENING_QUOTES = "\"\u201c\u201e\u00ab"
-_CLOSING_QUOTES = "\"\u201d\u201c\u00bb"
+_OPENING_QUOTES = '"\u201c\u201e\u00ab'
+_CLOSING_QUOTES = '"\u201d\u201c\u00bb'
 _BLANK_LINE = re.compile(rb"\n[ \t\r\f\v]*\n")
 # Written without spaces between words: a line may have been wrapped at any character.
 _UNSPACED_LANGUAGES = frozenset({"zh", "ja", "th", "lo", "km", "my", "bo", "yue", "wuu"})

@@ -84,7 +84,8 @@ class Tokenizer:
 
     def __init__(self, model: bytes, normalization: Normalization) -> None:
         """Takes a model that is known to be one; `load` is the door that checks."""
-        self._sentencepiece = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._sentencepiece = sentencepiece.SentencePieceProcessor()
+        self._sentencepiece.LoadFromSerializedProto(model)
         self.normalization = normalization
         self.sha256: str = hashlib.sha256(model).hexdigest()
         self.vocab_size: int = self._sentencepiece.GetPieceSize()

@@ -1,0 +1,336 @@
+"""Pretraining examples the slow, obvious way: lists, sets and one token at a time.
+
+Written from the specification in `albert_jax/data/examples.py`'s docstring, as the reference that the compiled
+builder is compared with. A split is a list of shards, a shard a list of documents, a document a
+list of sentences, a sentence a list of ids; `shards` makes token-store shards of one. Where choices are made,
+the random stream is an argument: anything with `below(n)`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from albert_jax.data import examples, store
+
+Sentence = list[int]
+Document = list[Sentence]
+Split = list[list[Document]]
+
+WORD = 2**64
+GAMMA = 0x9E3779B97F4A7C15
+DOCUMENT, ORDER, EXAMPLE = 1, 2, 3
+
+
+def shards(split: Split, dtypes: Sequence[type] = (np.uint16,)) -> list[store.Shard]:
+    """The split as the builder takes it; `dtypes` are those of the shards' tokens, in turn."""
+    made = []
+    for number, documents in enumerate(split):
+        sentences = [sentence for document in documents for sentence in document]
+        made.append(
+            store.Shard(
+                tokens=np.array(joined(sentences), dtypes[number % len(dtypes)]),
+                sentences=np.cumsum([0, *map(len, sentences)]),
+                documents=np.cumsum([0, *map(len, documents)]),
+            )
+        )
+    return made
+
+
+class Stream(Protocol):
+    def below(self, n: int) -> int:
+        """A random whole number in [0, n)."""
+        ...
+
+
+def mix(z: int) -> int:
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % WORD
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % WORD
+    return z ^ (z >> 31)
+
+
+def key(seed: int, purpose: int, a: int, b: int) -> int:
+    for value in (purpose, a, b):
+        seed = mix(seed) ^ value
+    return mix(seed)
+
+
+def scaled(draw: int, n: int) -> int:
+    return (draw >> 32) * n >> 32
+
+
+class SplitMix64:
+    def __init__(self, key: int) -> None:
+        self.state = key
+
+    def below(self, n: int) -> int:
+        self.state = (self.state + GAMMA) % WORD
+        return scaled(mix(self.state), n)
+
+
+def permuted(slot: int, size: int, key: int) -> int:
+    """The chunk at a slot of an epoch."""
+    width = math.isqrt(size - 1) + 1
+    while True:
+        slot = feistel(slot, width, key, 1)
+        if slot < size:
+            return slot
+
+
+def unpermuted(chunk: int, size: int, key: int) -> int:
+    """The slot of a chunk: `permuted` the other way round."""
+    width = math.isqrt(size - 1) + 1
+    while True:
+        chunk = feistel(chunk, width, key, -1)
+        if chunk < size:
+            return chunk
+
+
+def feistel(x: int, width: int, key: int, direction: int) -> int:
+    halves = [x // width, x % width]
+    for r in range(8)[::direction]:
+        changed, other = r % 2, 1 - r % 2
+        step = scaled(mix((key + (r + 1) * GAMMA) % WORD ^ halves[other]), width)
+        halves[changed] = (halves[changed] + direction * step) % width
+    return halves[0] * width + halves[1]
+
+
+@dataclasses.dataclass
+class Chunk:
+    document: int  # number in the split of the document where it begins
+    sentences: list[Sentence]  # `none`: a run of tokens for each document it touches
+    target: int = 0  # length in tokens that the document's chunks aim at
+    a_sentences: int = 0  # `nsp`: how many are segment A
+    random_next: bool = False  # `nsp`: segment B comes from elsewhere
+
+
+def chunks(split: Split, options: examples.ExampleOptions) -> list[Chunk]:
+    found: list[Chunk] = []
+    first = 0
+    for shard in split:
+        if options.sentence_objective == "none":
+            found += full_sentence_chunks(shard, first, options.max_seq_length - 2)
+        else:
+            for number, document in enumerate(shard, start=first):
+                stream = SplitMix64(key(options.seed, DOCUMENT, number, 0))
+                found += document_chunks(document, number, options, stream)
+        first += len(shard)
+    return found
+
+
+def document_chunks(
+    document: Document, number: int, options: examples.ExampleOptions, stream: Stream
+) -> list[Chunk]:
+    room = options.max_seq_length - 3
+    target = room
+    if stream.below(2**32) < round(options.short_seq_prob * 2**32):
+        target = 2 + stream.below(room - 1)
+    found = []
+    waiting = list(document)
+    while waiting:
+        gathered: list[Sentence] = []
+        while waiting and sum(map(len, gathered)) < target:
+            gathered.append(waiting.pop(0))
+        chunk = Chunk(number, gathered, target)
+        if options.sentence_objective == "nsp":
+            chunk.a_sentences = 1
+            chunk.random_next = True
+            if len(gathered) > 1:
+                chunk.a_sentences = 1 + stream.below(len(gathered) - 1)
+                chunk.random_next = stream.below(2) == 1
+            if chunk.random_next:
+                waiting = gathered[chunk.a_sentences :] + waiting
+                chunk.sentences = gathered[: chunk.a_sentences]
+        found.append(chunk)
+    return found
+
+
+def full_sentence_chunks(shard: list[Document], first: int, room: int) -> list[Chunk]:
+    found: list[Chunk] = []
+    left = 0
+    for number, document in enumerate(shard, start=first):
+        goes_on = False  # the chunk at hand holds a piece of this document
+        for sentence in document:
+            rest = sentence
+            while rest:
+                separator = 0 if goes_on else 1
+                fits = len(rest) + separator <= left
+                fills = len(sentence) > room and 1 + separator <= left
+                if not fits and not fills:
+                    found.append(Chunk(number, []))
+                    left = room
+                    goes_on = False
+                    separator = 0
+                piece, rest = rest[: left - separator], rest[left - separator :]
+                if goes_on:
+                    found[-1].sentences[-1] = found[-1].sentences[-1] + piece
+                else:
+                    found[-1].sentences.append(piece)
+                left -= separator + len(piece)
+                goes_on = True
+    return found
+
+
+def rows(
+    split: Split,
+    vocabulary: examples.Vocabulary,
+    options: examples.ExampleOptions,
+    numbers: range,
+) -> list[dict[str, list]]:
+    """The numbered examples of a run, one dict a row."""
+    all_chunks = chunks(split, options)
+    built = []
+    for number in numbers:
+        epoch, slot = divmod(number, len(all_chunks))
+        chunk = permuted(slot, len(all_chunks), key(options.seed, ORDER, epoch, 0))
+        stream = SplitMix64(key(options.seed, EXAMPLE, epoch, chunk))
+        built.append(example(all_chunks[chunk], split, vocabulary, options, stream))
+    return built
+
+
+def example(
+    chunk: Chunk,
+    split: Split,
+    vocabulary: examples.Vocabulary,
+    options: examples.ExampleOptions,
+    stream: Stream,
+) -> dict[str, list]:
+    cls, sep = vocabulary.cls_id, vocabulary.sep_id
+    if options.sentence_objective == "none":
+        segments = chunk.sentences
+        label = None
+    else:
+        a, b, label = pair(chunk, split, options, stream)
+        truncate(a, b, options.max_seq_length - 3, stream)
+        segments = [a, b]
+    ids = [cls]
+    for segment in segments:
+        ids += [*segment, sep]
+    types = [0] * len(ids)
+    if label is not None:
+        types = [0] * (len(segments[0]) + 2) + [1] * (len(segments[1]) + 1)
+    positions, targets = mask(ids, vocabulary, options, stream)
+    L, P = options.max_seq_length, options.max_predictions_per_seq
+    row = {
+        "input_ids": padded(ids, L),
+        "token_type_ids": padded(types, L),
+        "attention_mask": padded([1] * len(ids), L),
+        "masked_lm_positions": padded(positions, P),
+        "masked_lm_ids": padded(targets, P),
+        "masked_lm_weights": padded([1.0] * len(positions), P),
+    }
+    if label is not None:
+        row["sentence_order_labels"] = label
+    return row
+
+
+def padded(values: list, length: int) -> list:
+    assert len(values) <= length
+    return values + [0] * (length - len(values))
+
+
+def pair(
+    chunk: Chunk, split: Split, options: examples.ExampleOptions, stream: Stream
+) -> tuple[list[int], list[int], int]:
+    sentences = chunk.sentences
+    tokens = joined(sentences)
+    if options.sentence_objective == "nsp":
+        a = joined(sentences[: chunk.a_sentences])
+        if chunk.random_next:
+            return a, random_other(chunk, len(a), split, stream), 1
+        return a, joined(sentences[chunk.a_sentences :]), 0
+    if len(sentences) > 1:
+        cut = 1 + stream.below(len(sentences) - 1)
+        a, b = joined(sentences[:cut]), joined(sentences[cut:])
+    elif options.single_sentence == "random_next":
+        return tokens, random_other(chunk, len(tokens), split, stream), 1
+    else:
+        cut = 1 if len(tokens) == 1 else 1 + stream.below(len(tokens) - 1)
+        a, b = tokens[:cut], tokens[cut:]
+    swapped = stream.below(2)
+    return (b, a, 1) if swapped else (a, b, 0)
+
+
+def joined(sentences: list[Sentence]) -> list[int]:
+    return [token for sentence in sentences for token in sentence]
+
+
+def random_other(chunk: Chunk, a_length: int, split: Split, stream: Stream) -> list[int]:
+    documents = [document for shard in split for document in shard]
+    other = chunk.document
+    while other == chunk.document or not documents[other]:
+        other = stream.below(len(documents))
+    begin = stream.below(len(documents[other]))
+    b: list[int] = []
+    for sentence in documents[other][begin:]:
+        b += sentence
+        if len(b) >= chunk.target - a_length:
+            break
+    return b
+
+
+def truncate(a: list[int], b: list[int], room: int, stream: Stream) -> None:
+    while len(a) + len(b) > room:
+        longer = a if len(a) > len(b) else b
+        longer.pop(0 if stream.below(2) == 0 else -1)
+
+
+def words_of(ids: list[int], vocabulary: examples.Vocabulary) -> list[list[list[int]]]:
+    """For each segment, its words, each the list of its positions."""
+    segments: list[list[list[int]]] = [[]]
+    for position, piece in enumerate(ids):
+        if piece in (vocabulary.cls_id, vocabulary.sep_id):
+            segments.append([])
+        elif vocabulary.starts_word[piece] or not segments[-1]:
+            segments[-1].append([position])
+        else:
+            segments[-1][-1].append(position)
+    return segments
+
+
+def mask(
+    ids: list[int],
+    vocabulary: examples.Vocabulary,
+    options: examples.ExampleOptions,
+    stream: Stream,
+) -> tuple[list[int], list[int]]:
+    """Masks `ids` in place; (positions, what was there)."""
+    share = round(len(ids) * options.masked_lm_prob)
+    budget = min(options.max_predictions_per_seq, max(1, share))
+    multiple = math.lcm(*range(1, options.ngram + 1))
+    # What follows each word in its segment, itself included, as far as an n-gram may reach.
+    reach = [
+        segment[i : i + options.ngram]
+        for segment in words_of(ids, vocabulary)
+        for i in range(len(segment))
+    ]
+    masked: set[int] = set()
+    for visit in range(len(reach)):
+        if len(masked) == budget:
+            break
+        chosen = visit + stream.below(len(reach) - visit)
+        reach[visit], reach[chosen] = reach[chosen], reach[visit]
+        words = reach[visit]
+        if masked.intersection(words[0]):
+            continue
+        weights = [multiple // n for n in range(1, len(words) + 1)]
+        drawn = stream.below(sum(weights))
+        n = next(n for n in range(1, len(words) + 1) if drawn < sum(weights[:n]))
+        positions = joined(words[:n])
+        while n > 0 and len(masked) + len(positions) > budget:
+            n -= 1
+            positions = joined(words[:n])
+        if not masked.intersection(positions):
+            masked.update(positions)
+    drawable = np.flatnonzero(~vocabulary.is_control).tolist()
+    ordered = sorted(masked)
+    targets = [ids[position] for position in ordered]
+    for position in ordered:
+        kind = stream.below(10)
+        if kind < 8:
+            ids[position] = vocabulary.mask_id
+        elif kind == 9:
+            ids[position] = drawable[stream.below(len(drawable))]
+    return ordered, targets

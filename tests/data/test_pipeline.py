@@ -1,0 +1,189 @@
+"""The pipeline gives each host its rows of the right batches, in order, and ends cleanly however it ends."""
+
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+
+from albert_jax.data import examples, pipeline, store
+from albert_jax.errors import UserError
+from tests.data import slow_examples as slow
+
+V = 40
+Batches = list[dict[str, np.ndarray]]
+
+
+def make_builder(shards: list[store.Shard], objective: str = "sop") -> examples.ExampleBuilder:
+    words = examples.Vocabulary(V, 2, 3, 4, np.arange(V) % 3 > 0, np.arange(V) < 5)
+    return examples.ExampleBuilder(
+        shards, words, examples.ExampleOptions(24, 4, 0.15, 3, 0.1, 3, objective, "split")
+    )
+
+
+@pytest.fixture(scope="module")
+def shards() -> list[store.Shard]:
+    rng = np.random.default_rng(0)
+    return slow.shards(
+        [
+            [
+                [rng.integers(5, V, rng.geometric(0.15)).tolist() for _ in range(sentences)]
+                for sentences in (11, 4, 30)
+            ]
+            for _ in range(3)
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def builder(shards: list[store.Shard]) -> examples.ExampleBuilder:
+    return make_builder(shards)
+
+
+def assert_same(found: Iterable[dict[str, np.ndarray]], wanted: Batches) -> None:
+    found = list(found)
+    assert len(found) == len(wanted)
+    for mine, other in zip(found, wanted, strict=True):
+        assert list(mine) == list(other)
+        for name in mine:
+            assert mine[name].dtype == other[name].dtype
+            np.testing.assert_array_equal(mine[name], other[name])
+
+
+def joined(parts: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    parts = list(parts)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@pytest.mark.parametrize("objective", ["sop", "none"])
+def test_step_s_holds_examples_from_s_times_the_batch_size(
+    shards: list[store.Shard], objective: str
+):
+    builder = make_builder(shards, objective)
+    batches = pipeline.training_batches(builder, 2, 9, 8, [(0, 8)])
+    assert_same(batches, [builder.batch(8 * step, 8 * step + 8) for step in range(2, 9)])
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_hosts_share_the_same_global_batches(builder: examples.ExampleBuilder, hosts: int):
+    each = 12 // hosts
+    streams = [
+        pipeline.training_batches(builder, 0, 5, 12, [(host * each, (host + 1) * each)])
+        for host in range(hosts)
+    ]
+    found = [joined(parts) for parts in zip(*streams, strict=True)]
+    assert_same(found, [builder.batch(12 * step, 12 * step + 12) for step in range(5)])
+
+
+def test_a_host_may_have_rows_here_and_there(builder: examples.ExampleBuilder):
+    (batch,) = pipeline.training_batches(builder, 3, 4, 12, [(8, 10), (1, 4)])
+    assert_same([batch], [builder.rows(np.array([44, 45, 37, 38, 39]))])
+
+
+def test_a_restart_goes_on_with_the_same_batches(builder: examples.ExampleBuilder):
+    undisturbed = list(pipeline.training_batches(builder, 0, 20, 7, [(0, 7)]))
+    for stop in (1, 6, 19):
+        assert_same(pipeline.training_batches(builder, stop, 20, 7, [(0, 7)]), undisturbed[stop:])
+
+
+@pytest.mark.parametrize("hosts", [1, 3])
+def test_evaluation_sees_each_chunk_once_and_pads_with_zeros(
+    builder: examples.ExampleBuilder, hosts: int
+):
+    N = builder.examples_per_epoch
+    size = 9
+    assert N % size
+    each = size // hosts
+    parts = [
+        list(pipeline.evaluation_batches(builder, size, [(host * each, (host + 1) * each)]))
+        for host in range(hosts)
+    ]
+    assert {len(part) for part in parts} == {-(-N // size)}
+    whole = joined(joined(batches) for batches in zip(*parts, strict=True))
+    epoch = builder.batch(0, N)
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array[:N], epoch[name])
+        assert not array[N:].any()
+
+
+def test_evaluation_can_be_limited(builder: examples.ExampleBuilder):
+    batches = list(pipeline.evaluation_batches(builder, 4, [(0, 4)], limit_batches=3))
+    assert_same(batches, [builder.batch(4 * step, 4 * step + 4) for step in range(3)])
+    assert len(list(pipeline.evaluation_batches(builder, 4, [(0, 4)], limit_batches=10**9))) == -(
+        -builder.examples_per_epoch // 4
+    )
+
+
+def test_batches_are_not_copied(builder: examples.ExampleBuilder):
+    (batch,) = pipeline.training_batches(builder, 0, 1, 64, [(0, 64)])
+    assert not any(array.flags.owndata or array.flags.writeable for array in batch.values())
+
+
+def test_what_the_builder_raises_comes_out_as_it_is():
+    bad = make_builder(slow.shards([[[[5, 6, 7] * 50], [[8, 9, V + 1]]]]))
+    batches = pipeline.training_batches(bad, 0, 100, 3, [(0, 3)])
+    with pytest.raises(UserError, match=f"token 152 is {V + 1}") as caught:
+        list(batches)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_rows_outside_the_batch_are_refused(builder: examples.ExampleBuilder):
+    with pytest.raises(ValueError, match=r"rows \[4, 9\) are not in a batch of 8"):
+        pipeline.training_batches(builder, 0, 1, 8, [(4, 9)])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_leaving_early_leaves_no_threads(builder: examples.ExampleBuilder):
+    def leave_early() -> int:
+        batches = pipeline.training_batches(builder, 0, 10**9, 32, [(0, 32)])
+        next(batches)
+        running = len(os.listdir("/proc/self/task"))  # noqa: PTH208
+        batches.close()
+        return running
+
+    leave_early()  # what TensorFlow keeps for good is there from now on
+    idle = threads_when_settled()
+    assert leave_early() > idle
+    for _ in range(5):
+        leave_early()
+    assert threads_when_settled() == idle
+
+
+def threads_when_settled() -> int:
+    tasks = pathlib.Path("/proc/self/task")
+    counts = [-1, -2]
+    while counts[-1] != counts[-2]:
+        subprocess.run(["sleep", "0.2"], check=True)
+        counts.append(len(list(tasks.iterdir())))
+    return counts[-1]
+
+
+def test_is_silent_and_ends_with_the_program():
+    # In a process of its own, with nothing set, that ends in the middle of the stream.
+    program = """
+import sys
+import numpy as np
+from albert_jax.data import examples, pipeline, store
+assert "tensorflow" not in sys.modules
+words = examples.Vocabulary(9, 2, 3, 4, np.ones(9, bool), np.arange(9) < 5)
+options = examples.ExampleOptions(16, 3, 0.15, 3, 0.1, 3, "sop", "split")
+shard = store.Shard(np.full(40, 7, np.uint16), np.arange(0, 41, 5), np.array([0, 8]))
+builder = examples.ExampleBuilder([shard], words, options)
+list(pipeline.evaluation_batches(builder, 2, [(0, 2)]))
+batches = pipeline.training_batches(builder, 0, 10**9, 4, [(0, 4)])
+print(next(batches)["input_ids"].shape)
+"""
+    quiet = {"TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", program],
+        env={name: value for name, value in os.environ.items() if name not in quiet},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "(4, 16)\n", "")
