@@ -137,8 +137,7 @@ def _cores() -> int:
 
 
 def _inputs(values: Sequence[str]) -> list[str]:
-    """The patterns of all --input flags; a comma parts patterns unless a file has that very
-    name."""
+    """The patterns of all --input flags; a comma parts them unless a file has it in its name."""
     return [
         pattern
         for value in values
@@ -174,7 +173,7 @@ def _summary(made: store.Store, seconds: float) -> str:
         f"{read / seconds / 1e6:.1f} MB/s",
     ]
     for reason, skip in manifest["skipped"].items():
-        lines.append(f"skipped: {skip['count']:,} {reason} (first: {skip['first']})")
+        lines.append(f"left out or cut: {skip['count']:,} {reason} (first: {skip['first']})")
     lines += [f"note: {hint}" for hint in _hints(made)]
     command = ["python", "-m", "albert_jax.train", "--config=configs/base.py"]
     if made.vocab_size != _PAPER_VOCABULARY:

@@ -1,4 +1,4 @@
-"""Pretraining examples straight out of a token store: chunks, sentence pairs, masks, a batch a call.
+"""Pretraining examples straight out of a token store: chunks, pairs, masks, a batch a call.
 
 In:  the shards of a split (`store.Shard`, memory-mapped and read in place), what masking must know
      of the tokenizer (`Vocabulary`), and `ExampleOptions`.
@@ -35,36 +35,37 @@ Chunks, the same in every epoch. room = L - 3 (L - 2 for `none`).
     to begin the next one. A single sentence is always "random next", with no draw.
     `none` (FULL-SENTENCES of Liu et al. 2019, arXiv:1907.11692, section 4.2): whole sentences of a
     shard are packed up to room; where a chunk goes on into another document, a separator takes one
-    place. A sentence longer than room is cut into pieces that fill the chunk at hand and as many more
-    as it takes, and its tail begins a chunk like any sentence. Nothing is lost; `short_seq_prob`
-    plays no part.
+    place. A sentence longer than room is cut into pieces that fill the chunk at hand and as many
+    more as it takes. Nothing is lost; `short_seq_prob` plays no part.
 
 Example: the draws of its stream, in this order.
     1. Pair, `sop`: of k > 1 sentences, the first 1 + below(k - 1) are A. A single one: with
        "random_next", B is a random other text (2) and the label is 1; with "split", A is its first
        1 + below(n - 1) of n tokens (of n = 1: that token, no draw, and B is empty). But for
        "random_next", below(2) is then the label, and at 1 A and B change places.
-       `nsp`: the chunk knows A; label 1 where it is marked "random next", else B is the rest, label 0.
+       `nsp`: the chunk knows A; where it is marked "random next", B is a random other text and the
+       label 1, else B is the rest of the chunk and the label 0.
     2. Random other text: below(documents in the split), drawn again until it is another document
        that is not empty; begin at sentence below(sentences in it) and gather until
        target - len(A) tokens are reached (one sentence at least) or the document ends.
     3. While A and B hold more than room tokens: the longer (B when equal) loses its first token
        where below(2) = 0, else its last.
-    4. Masks, never of [CLS] and [SEP]. A word is a piece with `starts_word`, or the first of a segment, and the pieces after it
-       that do not start one. Budget = min(P, max(1, round(masked_lm_prob * length))), Python's round
-       (halves to even, as the released code). Words are visited in random order: with W words in
-       text order, visit v = 0.. swaps entry v with entry v + below(W - v) and takes it. A word that is
-       masked already is passed over, with no draw. Else its n-gram is drawn: p(n) proportional to 1/n for n up to
-       what the segment still holds, below(sum of M/n), M = lcm(1..ngram), compared with the
-       running sum. While it does not fit in what is left of the budget it loses its last word; if one word does
-       not fit, or a word of it is masked, the visit ends. The visits end when the budget is spent.
+    4. Masks, never of [CLS] and [SEP]. A word is a piece with `starts_word`, or the first of a
+       segment, and the pieces after it that do not start one. Budget = min(P, max(1,
+       round(masked_lm_prob * length))) pieces, Python's round (halves to even, as the released
+       code). Words are visited in random order: with W words in text order, visit v = 0, 1, ...
+       swaps entry v with entry v + below(W - v) and takes it. A word that is masked already is
+       passed over, with no draw. Else its n-gram is drawn: p(n) proportional to 1/n for n up to
+       what is left of the segment, as below(sum of M/n), M = lcm(1..ngram), against the running
+       sum. While it does not fit in what is left of the budget it loses its last word; if one word
+       does not fit, or a word of it is masked, the visit ends. No visit once the budget is spent.
     5. Masked pieces in ascending position: below(10) < 8 becomes [MASK]; 8 stays; 9 becomes piece
        number below(pieces that are not control) of those that are not control pieces.
 
 Sources: Lan et al. 2020, arXiv:1909.11942, sections 3.1 and 4.1; google-research/albert,
 create_pretraining_data.py. Departures from the latter: n-grams end at a [SEP]; the first piece of B
-does not continue A's last word; random pieces are never control pieces; a single sentence can be
-split.
+does not continue A's last word; near the end of a segment the n-gram law is renormalised; random
+pieces are never control pieces; a single sentence can be split.
 
 Shapes: B examples, L sequence length, P masked slots, V vocabulary, N chunks, K shards.
 """
@@ -194,7 +195,8 @@ class ExampleBuilder:
         if needs_other and with_text < 2:
             raise UserError(
                 "the split holds one document, but a second segment has to come from another one. "
-                "Use sentence_objective=sop with single_sentence=split, or a store of more documents."
+                "Use sentence_objective=sop with single_sentence=split, or a store of more "
+                "documents."
             )
 
     def batch(self, first: int, last: int, end: int | None = None) -> dict[str, np.ndarray]:
@@ -404,8 +406,8 @@ def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
     return memory[begin : len(memory) - _ALIGNMENT_BYTES + begin].view(dtype).reshape(shape)
 
 
-# From here on, everything is compiled. Integers are int64 but where they say otherwise; a uint64 is never
-# mixed with an int64, which numba (as NumPy) would turn into a float64.
+# From here on, everything is compiled. `int` means int64; a uint64 never meets an int64 in one
+# expression, which numba (as NumPy) would turn into a float64.
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -416,9 +418,8 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(function, **options)
 
 
-@extending.intrinsic
-def _array_pointer(typing_context: Any, address: Any, dtype: Any) -> Any:  # noqa: ARG001
-    """The int64 `address` as a C pointer, so that all shards of a split go through one signature."""
+def _as_pointer(_: Any, address: Any, dtype: Any) -> Any:
+    """The int64 `address` as a C pointer, so that all shards go through one signature."""
     pointer = numba.types.CPointer(dtype.dtype)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -427,38 +428,42 @@ def _array_pointer(typing_context: Any, address: Any, dtype: Any) -> Any:  # noq
     return pointer(numba.types.int64, dtype), generate
 
 
-@_compiled
-def _offsets(address, length):
-    return numba.carray(_array_pointer(address, numba.int64), (length,))
+_pointer: Callable[..., Any] = extending.intrinsic(_as_pointer)
+_carray: Callable[..., Any] = numba.carray  # pyright: ignore[reportPrivateImportUsage]
 
 
 @_compiled
-def _mix(z):
+def _offsets(address: int, length: int) -> np.ndarray:
+    return _carray(_pointer(address, numba.int64), (length,))
+
+
+@_compiled
+def _mix(z: np.uint64) -> np.uint64:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
 @_compiled
-def _key(seed, purpose, a, b):
+def _key(seed: np.uint64, purpose: np.uint64, a: int, b: int) -> np.uint64:
     return _mix(_mix(_mix(_mix(seed) ^ purpose) ^ np.uint64(a)) ^ np.uint64(b))
 
 
 @_compiled
-def _scaled(draw, n):
+def _scaled(draw: np.uint64, n: int) -> np.int64:
     return np.int64(((draw >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32))
 
 
 @_compiled
-def _below(stream, n):
+def _below(stream: np.ndarray, n: int) -> np.int64:
     """Takes a draw from `stream`, uint64 [1]."""
     stream[0] += _GAMMA
     return _scaled(_mix(stream[0]), n)
 
 
 @_compiled
-def _permuted(slot, size, key):
-    width = np.int64(math.ceil(math.sqrt(size)))
+def _permuted(slot: int, size: int, key: np.uint64) -> int:
+    width = math.ceil(math.sqrt(size))
     left, right = slot // width, slot % width
     while True:
         round_key = key
@@ -475,7 +480,7 @@ def _permuted(slot, size, key):
 
 
 @_compiled
-def _begin_document(stream, rules, document):
+def _begin_document(stream: np.ndarray, rules: _Rules, document: int) -> int:
     """Sets `stream` to the document's, and returns its target length in tokens."""
     stream[0] = _key(rules.seed, _DOCUMENT, document, 0)
     if _below(stream, 2**32) < rules.short_below:
@@ -485,8 +490,15 @@ def _begin_document(stream, rules, document):
 
 @_compiled
 def _index_shard(
-    sentences_address, documents_address, D, first_document, rules, begin_N, document_N, cut_N
-):
+    sentences_address: int,
+    documents_address: int,
+    D: int,
+    first_document: int,
+    rules: _Rules,
+    begin_N: np.ndarray,
+    document_N: np.ndarray,
+    cut_N: np.ndarray,
+) -> int:
     """Writes down a shard's chunks, as far as the arrays reach, and returns how many there are."""
     documents = _offsets(documents_address, D + 1)
     sentences = _offsets(sentences_address, documents[D] + 1)
@@ -518,7 +530,14 @@ def _index_shard(
 
 
 @_compiled
-def _index_full(sentences, documents, D, room, begin_N, document_N):
+def _index_full(
+    sentences: np.ndarray,
+    documents: np.ndarray,
+    D: int,
+    room: int,
+    begin_N: np.ndarray,
+    document_N: np.ndarray,
+) -> int:
     chunks = 0
     used = room  # places taken in the chunk at hand
     for d in range(D):
@@ -542,10 +561,9 @@ def _index_full(sentences, documents, D, room, begin_N, document_N):
 
 
 @_compiled
-def _build(corpus, rules, examples_B, batch):
+def _build(corpus: _Corpus, rules: _Rules, examples_B: np.ndarray, batch: _Batch) -> bool:
     """Fills the batch; False where a token is not in the vocabulary."""
     B, L = batch.ids_BL.shape
-    P = batch.positions_BP.shape[1]
     size = corpus.first_chunk[-1]
     stream = np.empty(1, np.uint64)
     slots = np.empty((2, L + 2), np.int32)
@@ -557,7 +575,7 @@ def _build(corpus, rules, examples_B, batch):
         batch.targets_BP[b] = 0
         batch.weights_BP[b] = 0
         batch.labels_B[b] = 0
-        length, first_b, last_b = 0, L, L
+        length, first_b = 0, L
         if examples_B[b] >= 0:
             epoch, slot = examples_B[b] // size, examples_B[b] % size
             chunk = _permuted(slot, size, _key(rules.seed, _ORDER, epoch, 0))
@@ -594,7 +612,7 @@ def _build(corpus, rules, examples_B, batch):
 
 
 @_compiled
-def _lay_full(corpus, rules, shard, chunk, ids_L):
+def _lay_full(corpus: _Corpus, rules: _Rules, shard: int, chunk: int, ids_L: np.ndarray) -> int:
     """Writes a chunk of full sentences into `ids_L`; its length, or -1 for an unknown token."""
     D = corpus.first_document[shard + 1] - corpus.first_document[shard]
     documents = _offsets(corpus.documents_K[shard], D + 1)
@@ -619,7 +637,9 @@ def _lay_full(corpus, rules, shard, chunk, ids_L):
 
 
 @_compiled
-def _lay_pair(corpus, rules, shard, chunk, stream, ids_L):
+def _lay_pair(
+    corpus: _Corpus, rules: _Rules, shard: int, chunk: int, stream: np.ndarray, ids_L: np.ndarray
+) -> tuple[int, int, int]:
     """Writes a sentence pair into `ids_L`; (length or -1, where B begins, label)."""
     d = np.int64(corpus.chunk_document_N[chunk])
     begin, end = _bounds(corpus, shard, chunk)
@@ -669,14 +689,16 @@ def _lay_pair(corpus, rules, shard, chunk, stream, ids_L):
 
 
 @_compiled
-def _bounds(corpus, shard, chunk):
+def _bounds(corpus: _Corpus, shard: int, chunk: int) -> tuple[int, int]:
     if chunk + 1 < corpus.first_chunk[shard + 1]:
         return corpus.chunk_begin_N[chunk], corpus.chunk_begin_N[chunk + 1]
     return corpus.chunk_begin_N[chunk], corpus.chunk_end_K[shard]
 
 
 @_compiled
-def _random_other(corpus, rules, stream, own, a_length):
+def _random_other(
+    corpus: _Corpus, rules: _Rules, stream: np.ndarray, own: int, a_length: int
+) -> tuple[int, int, int]:
     """Text from another document than `own`: (shard, first token, past the last token)."""
     mine = np.empty(1, np.uint64)
     wanted = _begin_document(mine, rules, own) - a_length
@@ -698,20 +720,22 @@ def _random_other(corpus, rules, stream, own, a_length):
 
 
 @_compiled
-def _copy(corpus, rules, shard, begin, end, ids_L, at):
+def _copy(
+    corpus: _Corpus, rules: _Rules, shard: int, begin: int, end: int, ids_L: np.ndarray, at: int
+) -> bool:
     """Copies a shard's tokens to `ids_L[at:]`; False where one is not in the vocabulary."""
     size, address = corpus.token_bytes_K[shard], corpus.tokens_K[shard]
     if size == 2:
-        pointer = _array_pointer(address + 2 * begin, numba.uint16)
-        highest = _copy_from(numba.carray(pointer, (end - begin,)), ids_L, at)
+        pointer = _pointer(address + 2 * begin, numba.uint16)
+        highest = _copy_from(_carray(pointer, (end - begin,)), ids_L, at)
     else:
-        pointer = _array_pointer(address + 4 * begin, numba.uint32)
-        highest = _copy_from(numba.carray(pointer, (end - begin,)), ids_L, at)
+        pointer = _pointer(address + 4 * begin, numba.uint32)
+        highest = _copy_from(_carray(pointer, (end - begin,)), ids_L, at)
     return highest < len(rules.piece_kind_V)
 
 
 @_compiled
-def _copy_from(tokens, ids_L, at):
+def _copy_from(tokens: np.ndarray, ids_L: np.ndarray, at: int) -> np.int64:
     highest = tokens.dtype.type(0)
     for i in range(len(tokens)):
         highest = max(highest, tokens[i])
@@ -720,7 +744,18 @@ def _copy_from(tokens, ids_L, at):
 
 
 @_compiled
-def _mask(rules, stream, ids_L, length, slots, order, masked, positions_P, targets_P, weights_P):
+def _mask(
+    rules: _Rules,
+    stream: np.ndarray,
+    ids_L: np.ndarray,
+    length: int,
+    slots: np.ndarray,
+    order: np.ndarray,
+    masked: np.ndarray,
+    positions_P: np.ndarray,
+    targets_P: np.ndarray,
+    weights_P: np.ndarray,
+) -> None:
     """Masks words of `ids_L` in place and writes down what was there.
 
     A slot is a word or a special piece, in text order: `begins` has where each begins, `closes` the

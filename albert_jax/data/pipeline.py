@@ -2,16 +2,18 @@
 
 In:  an `examples.ExampleBuilder`, which steps (or the whole split once), the batch size over all
      hosts, and which rows of each batch this host needs.
-Out: an iterator of batches as `ExampleBuilder.rows` makes them; the arrays are read-only and not copied.
+Out: a generator of batches as `ExampleBuilder.rows` makes them; the arrays are read-only, not
+     copied.
 
-Promise: step s holds examples [s * batch_size, (s + 1) * batch_size) of the run, whatever the hosts and
-the step it was begun at. Closing the iterator early ends its threads, and what the builder raises
-comes out as it is. TensorFlow is imported when the first batch is asked for, and kept off accelerators.
+Promise: step s holds examples [s * batch_size, (s + 1) * batch_size) of the run, whatever the hosts
+and the step it was begun at. Closing the generator early ends its threads, and what the builder
+raises comes out as it is. TensorFlow is imported when the first batch is asked for, and kept off
+accelerators.
 """
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,7 @@ def training_batches(
     last_step: int,
     batch_size: int,
     rows: Sequence[tuple[int, int]],
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray], None, None]:
     """This host's rows of the batches of steps [first_step, last_step).
 
     Args:
@@ -52,11 +54,11 @@ def evaluation_batches(
     batch_size: int,
     rows: Sequence[tuple[int, int]],
     limit_batches: int | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray], None, None]:
     """This host's rows of the whole split, once: each chunk as it is in epoch 0.
 
-    The last batch is filled up with rows of zeros (`attention_mask` 0 everywhere), so that every host
-    sees the same number of batches, ceil(N / batch_size) or `limit_batches` if that is less.
+    The last batch is filled up with rows of zeros (`attention_mask` 0 everywhere), so that every
+    host sees the same number of batches, ceil(N / batch_size) or `limit_batches` if that is less.
     Arguments as in `training_batches`.
     """
     rows_b = _numbers(rows, batch_size)
@@ -83,7 +85,7 @@ def _stream(
     examples_of: Callable[[int], np.ndarray],
     first_step: int,
     last_step: int,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray], None, None]:
     """Yields the batches of steps [first_step, last_step), made ahead in tf.data's threads."""
     tf = _tensorflow()
     failures: list[Exception] = []
@@ -124,8 +126,8 @@ def _tensorflow() -> Any:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     import tensorflow as tf
 
-    # Else TensorFlow would take the memory of the accelerator that trains. A program that has used TensorFlow before us has
-    # decided this itself already.
+    # Else TensorFlow would take the memory of the accelerator that trains. It refuses where the
+    # program has used it before us, and so has decided this itself.
     with contextlib.suppress(RuntimeError):
         tf.config.set_visible_devices([], "GPU")
     return tf

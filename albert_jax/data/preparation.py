@@ -24,6 +24,7 @@ import errno
 import fcntl
 import functools
 import hashlib
+import importlib.metadata
 import json
 import math
 import multiprocessing
@@ -34,6 +35,7 @@ import shutil
 import signal
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,10 +55,6 @@ _ONE_WORD = 30  # characters; a document without white space and no longer is on
 _SHARD_BYTES = (1 << 20, 256 << 20)  # smallest and largest amount of input for one shard
 _SHARDS = 256  # aimed at between these
 _BATCH_CHARACTERS = 1 << 18  # text encoded at once
-_TRAINING_BYTES = (
-    2 << 30
-)  # of input that a vocabulary is trained on at most; 10 M sentences are less
-
 _SMALLEST_VOCABULARY = 40  # pieces
 _LOCK = "lock"
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*")
@@ -156,9 +154,10 @@ def prepare(inputs: Sequence[str], output: str, options: Options) -> store.Store
             manifest = _manifest(
                 records, files, folder, _tokenizer(model, options.normalization), options
             )
-            _tidy(folder)
             store.write_manifest(folder, manifest)
             folder.replace(path)
+            # Only now: until here a failure must find what to go on with.
+            _tidy(path)
     except OSError as error:
         raise UserError(_why_not_written(error, folder)) from error
     return store.open_store(path)
@@ -224,8 +223,7 @@ def _weight(path: str, size: int) -> int:
 def _batches(
     job: ShardJob, skipped: text.Skipped, hashes: list[int], advance: Advance
 ) -> Iterator[list[tuple[str, list[str]]]]:
-    """Batches of (split, the sentences of one document of it), of `_BATCH_CHARACTERS` or little
-    more."""
+    """Batches of (split, sentences of one of its documents), of about `_BATCH_CHARACTERS`."""
     runs: list[tuple[str, list[str]]] = []
     characters = documents = 0
     for unit in job.units:
@@ -334,8 +332,7 @@ def _refuse_taken(path: Path) -> None:
 
 @contextlib.contextmanager
 def _claimed(folder: Path, ours: dict[str, Any], resume: bool) -> Iterator[None]:
-    """Holds the folder for this process; starts it anew or, for `resume`, checks that it is the
-    same work."""
+    """Holds the folder for this process; to resume, what is in it must be the same work."""
     begun = folder / "options.json"
     if (
         not begun.exists()
@@ -348,7 +345,7 @@ def _claimed(folder: Path, ours: dict[str, Any], resume: bool) -> Iterator[None]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _LOCK).open("w") as lock:
         try:
-            pass
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
                 f"another albert_jax.prepare is writing {folder}; let it finish, or stop it."
@@ -377,8 +374,7 @@ def _claimed(folder: Path, ours: dict[str, Any], resume: bool) -> Iterator[None]
 
 @contextlib.contextmanager
 def _kept_if_useful(folder: Path) -> Iterator[None]:
-    """After a failure keeps what another run can go on with, and says so; else leaves nothing
-    behind."""
+    """After a failure keeps what another run can go on with, and says so; else nothing."""
     try:
         yield
     except BaseException as error:
@@ -390,6 +386,8 @@ def _kept_if_useful(folder: Path) -> Iterator[None]:
             f"Shards finished so far: {finished}, kept in {folder}; "
             "the same command with --resume goes on from there."
         )
+        if isinstance(error, OSError):
+            raise UserError(f"{_why_not_written(error, folder)}\n{kept}") from error
         if isinstance(error, UserError):
             raise UserError(f"{error}\n{kept}") from error
         if isinstance(error, KeyboardInterrupt):
@@ -398,9 +396,9 @@ def _kept_if_useful(folder: Path) -> Iterator[None]:
 
 
 def _tidy(folder: Path) -> None:
-    """Removes what a finished store does not hold."""
+    """Removes what only the work needed."""
     for path in folder.iterdir():
-        if path.is_file() and path.name != store.TOKENIZER:
+        if path.is_file() and path.name not in (store.TOKENIZER, store.MANIFEST):
             path.unlink()
 
 
@@ -415,8 +413,15 @@ def _decisive(options: Options) -> dict[str, Any]:
         **dataclasses.asdict(options.normalization),
         **dataclasses.asdict(options.reading),
         "format": options.file_format,
+        **_libraries(),
         "validation_fraction": options.validation_fraction,
     }
+
+
+def _libraries() -> dict[str, str]:
+    """What else decides the bytes: other versions may part sentences or normalise otherwise."""
+    versions = {name: importlib.metadata.version(name) for name in ("sentencepiece", "sentencex")}
+    return {**versions, "unicode": unicodedata.unidata_version}
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
@@ -430,9 +435,9 @@ def _why_not_written(error: OSError, folder: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return (
             f"the disk is full, or a limit on files is reached ({what}). A store takes about half "
-            "the room of its text. Make room and give the same command with --resume."
+            "the room of its text."
         )
-    return f"the store cannot be written: {what}."
+    return f"the system refused: {what}."
 
 
 # Input and tokenizer
@@ -454,14 +459,13 @@ def _collect(inputs: Sequence[str], folder: Path, options: Options) -> list[str]
         raise UserError("--input names nothing; give a file, a pattern or python-docs.")
     if not any(Path(path).stat().st_size for path in files):
         raise UserError(
-            f"the input is empty: all its files ({', '.join(list(files)[:3])}…) have 0 bytes."
+            f"the input is empty: its files have 0 bytes each ({', '.join(list(files)[:3])})."
         )
     return list(files)
 
 
 def _documentation(folder: Path, workers: int) -> Path:
-    """Writes the packages' documentation as JSON Lines into the folder; its packages and skips
-    beside it."""
+    """The packages' documentation as JSON Lines in the folder; beside it, what it is of."""
     path = folder / f"{PYTHON_DOCS}.jsonl"
     if not path.exists():
         modules = python_docs.find_modules()
@@ -492,16 +496,21 @@ def _place_tokenizer(files: Sequence[str], folder: Path, options: Options) -> Pa
     path = folder / store.TOKENIZER
     if options.tokenizer:
         shutil.copyfile(options.tokenizer, path)
-    elif not path.exists():
-        units = [unit for shard in plan(files, options) for unit in shard]
-        # In no order, since a large input is not read to its end.
-        order = sorted(range(len(units)), key=lambda index: _hash(str(index)))
-        job = _TrainingJob(tuple(units[index] for index in order), path, options)
-        total = sum(unit.size for unit in job.units)
-        less = "train a vocabulary on a part of the input and give it as --tokenizer"
-        with progress_lib.Progress("vocabulary", total, "B") as progress:
-            for _ in _parallel(_train_tokenizer, [job], 2, progress, "documents", less):
-                pass
+        return path
+    units = [unit for shard in plan(files, options) for unit in shard]
+    # In no order, since a large input is not read to its end.
+    order = sorted(range(len(units)), key=lambda index: _hash(str(index)))
+    job = _TrainingJob(tuple(units[index] for index in order), path, options)
+    trained_on = folder / "vocabulary.json"
+    states = {"units": _states(job.units)}
+    if path.exists() and trained_on.exists() and json.loads(trained_on.read_bytes()) == states:
+        return path
+    total = sum(unit.size for unit in job.units)
+    less = "train a vocabulary on a part of the input and give it as --tokenizer"
+    with progress_lib.Progress("vocabulary", total, "B") as progress:
+        # Two workers, of which one has work: a process that Ctrl-C can end at once.
+        for _ in _parallel(_train_tokenizer, [job], 2, progress, "documents", less):
+            _write_json(trained_on, states)
     return path
 
 
@@ -557,7 +566,7 @@ def _write_shards(
 
     with progress_lib.Progress("prepare", sum(sizes), "B", initial=done) as progress:
         write([index for index, record in enumerate(records) if not record])
-        if all(record["least_hash"] is None for record in records):
+        if not any(record[split]["tokens"] for record in records for split in store.SPLITS):
             for job in jobs:
                 _record_path(job).unlink()  # nothing that is worth going on with
             raise UserError(_why_nothing(records))
@@ -569,8 +578,7 @@ def _write_shards(
 
 
 def _threshold(records: Sequence[dict[str, Any]], below: int) -> int:
-    """The hash under which a section is held out: `below`, moved as little as leaves neither split
-    empty.
+    """The hash under which a section is held out: `below`, or the nearest with both splits filled.
 
     It depends on the hashes alone, so it is the same whoever finds it out. 0 holds out nothing.
     """
@@ -611,19 +619,21 @@ def _record_path(job: ShardJob) -> Path:
     return job.folder / f"{job.name}.json"
 
 
-def _identity(job: ShardJob) -> list[list[Any]]:
-    """What tells whether a finished shard is still the one that is wanted; the options are checked
-    apart."""
-    identity = []
-    for unit in job.units:
+def _identity(job: ShardJob) -> list[Any]:
+    """What tells whether a finished shard is still the wanted one; options are checked apart."""
+    return [_tokenizer(job.tokenizer, job.normalization).sha256, *_states(job.units)]
+
+
+def _states(units: Sequence[text.Unit]) -> list[list[Any]]:
+    states = []
+    for unit in units:
         status = Path(unit.path).stat()
-        identity.append([unit.path, unit.start, unit.end, status.st_size, status.st_mtime_ns])
-    return identity
+        states.append([unit.path, unit.start, unit.end, status.st_size, status.st_mtime_ns])
+    return states
 
 
 def _finished(job: ShardJob) -> dict[str, Any]:
-    """The record of a shard that is there already, of this input and unharmed; else an empty
-    one."""
+    """The record of a shard that is there already, of this input and unharmed; else empty."""
     try:
         record = json.loads(_record_path(job).read_bytes())
         same = (
@@ -651,8 +661,7 @@ def _manifest(
     tokenizer: tokenizer_lib.Tokenizer,
     options: Options,
 ) -> dict[str, Any]:
-    """All that is known of the store; nothing in it depends on time or place but the files'
-    names."""
+    """All that is known of the store; of time and place it holds but the names of the files."""
     about_docs = folder / f"{PYTHON_DOCS}.json"
     skipped = text.Skipped()
     for path in files:
@@ -688,6 +697,7 @@ def _manifest(
         "tokenizer": {"sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size},
         "token_dtype": _token_dtype(tokenizer.vocab_size).__name__,
         "normalization": dataclasses.asdict(tokenizer.normalization),
+        "libraries": _libraries(),
         "language": options.reading.language,
         "document": options.reading.document,
         "split_rule": (
@@ -724,8 +734,7 @@ def _count(records: list[dict[str, Any]], folder: Path, split: str, vocab_size: 
 
 
 def _unigram_loss(train_V: np.ndarray, validation_V: np.ndarray) -> float:
-    """Cross-entropy of the validation tokens under the train frequencies, one added to each; nats
-    per token."""
+    """Nats per validation token under the frequencies of train, one added to each."""
     measured_V = validation_V if validation_V.any() else train_V
     log_probs_V = np.log(train_V + 1.0) - math.log(train_V.sum() + len(train_V))
     return float(-(measured_V @ log_probs_V) / measured_V.sum())

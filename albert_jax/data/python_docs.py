@@ -1,5 +1,4 @@
-"""The English prose in the documentation of the Python packages that are installed: text every
-machine has.
+"""The English prose in the documentation of the installed Python packages.
 
 In:  the `*.py` files of the environment's packages, parsed with `ast`; nothing is imported or run.
 Out: one document a module: the paragraphs of its docstrings, in order.
@@ -94,8 +93,7 @@ class Extract:
 
 
 def find_modules() -> list[Module]:
-    """All Python files of the environment's packages that may hold prose, in the order of their
-    paths."""
+    """The Python files of the environment's packages, but for tests, in the order of paths."""
     roots = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
     found = {}
     for root in roots:
@@ -167,8 +165,7 @@ def write(path: Path, extracts: Iterable[Extract]) -> dict[str, Any]:
 
 
 def prose(docstring: str) -> list[str]:
-    """The paragraphs of a docstring (already without its indentation) that read as English
-    sentences."""
+    """The paragraphs of a docstring, taken without its indentation, that are English prose."""
     return [
         text for text in map(_clean, _blocks(docstring.expandtabs().split("\n"))) if _is_prose(text)
     ]
@@ -192,8 +189,7 @@ def _docstrings(tree: ast.Module) -> Iterator[str]:
 
 
 def _blocks(lines: list[str]) -> Iterator[str]:
-    """Stretches of lines that belong together, joined; code, tables, directives and headings left
-    out."""
+    """Stretches of lines that belong together, joined; no code, tables, directives, headings."""
     block: list[str] = []
     block_indent = 0
     skip_deeper_than = (
@@ -251,8 +247,7 @@ def _is_item(line: str) -> bool:
 
 
 def _joined(block: list[str]) -> Iterator[str]:
-    """The text of a block without what stands in front of it; short entries of lists are left
-    out."""
+    """The text of a block without list mark or parameter name; no short entries of lists."""
     text = _KEPT_DIRECTIVE.sub("", " ".join(block), count=1)
     # "Note: …" is a sentence, "name: …" a parameter.
     if not _is_item(text) or text.startswith(_SPOKEN_LABELS):
@@ -271,8 +266,7 @@ def _clean(text: str) -> str:
 
 
 def _is_prose(text: str) -> bool:
-    """Whether this reads as English sentences: begins with a capital, ends with a full stop, is
-    made of words."""
+    """Whether this begins with a capital, ends with a full stop, and is made of English words."""
     if not (text[:1].isupper() and text.isprintable() and _SENTENCE_END.search(text)):
         return False
     tokens = text.split()

@@ -100,8 +100,7 @@ class Store:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides the data: two stores with the same one are the same to a
-        run."""
+        """SHA-256 of all that decides the data: what a run takes to be the same store."""
         decisive = [
             self.manifest["format_version"],
             self.manifest["tokenizer"]["sha256"],
@@ -164,8 +163,7 @@ def open_store(path: str | Path) -> Store:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Writes the manifest under a temporary name, to the disk itself, and renames it: last of
-    all."""
+    """Writes the manifest under a temporary name, to the disk itself, and renames it."""
     unfinished = folder / (MANIFEST + UNFINISHED)
     with unfinished.open("w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1, ensure_ascii=False)

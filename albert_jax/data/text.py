@@ -1,7 +1,6 @@
 """Files of text to documents, paragraphs and sentences, a bounded piece at a time.
 
-In:  UTF-8 text or JSON Lines, plain or `.gz`, cut into `Unit`s (a file, or a stretch of a large
-    one).
+In:  UTF-8 text or JSON Lines, plain or `.gz`, cut into `Unit`s: a file, or a stretch of one.
 Out: documents, each a list of paragraphs; and the sentences of a paragraph.
 
 A blank line ends a document of plain text, unless every file is one (`document="file"`) or a
@@ -67,8 +66,7 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """A file, or the bytes `start` to `end` of a large one, to be moved to the next document (see
-    `documents`)."""
+    """A file, or the bytes `start` to `end` of a large one, up to the documents there."""
 
     path: str
     format: str  # "text" or "jsonl"
@@ -116,8 +114,7 @@ def find_files(patterns: Iterable[str]) -> list[str]:
 
 
 def units(path: str, file_format: str, reading: Reading, largest: int) -> list[Unit]:
-    """The units of one file: stretches of at most `largest` bytes where it may be cut, else the
-    file.
+    """The units of one file: stretches of `largest` bytes where it may be cut, else the file.
 
     Args:
         path: the file.
@@ -177,14 +174,14 @@ def paragraphs(lines: list[str], language: str = "en") -> list[str]:
         return [line for line in lines if line]
     # The widest but for one line in twenty: tables and slips stick out.
     width = lengths[-1 - len(lengths) // 20]
-    if width not in _WRAPPED_WIDTHS or not _is_wrapped(lines, width, language):
+    unspaced = language.partition("-")[0] in _UNSPACED_LANGUAGES
+    if width not in _WRAPPED_WIDTHS or not _is_wrapped(lines, width, unspaced):
         return [line for line in lines if line]
-    return _unwrap(lines, width, 0.6 * lengths[len(lengths) // 2], language)
+    return _unwrap(lines, width, 0.6 * lengths[len(lengths) // 2], unspaced)
 
 
 def sentences(paragraph: str, language: str) -> list[str]:
-    """The sentences of a paragraph, white space collapsed; one over `SENTENCE_LIMIT` comes in
-    pieces."""
+    """The sentences of a paragraph, white space collapsed; an endless one comes in pieces."""
     found = []
     # The compiled module has no type stubs.
     segment = sentencex.segment  # pyright: ignore[reportAttributeAccessIssue]
@@ -200,7 +197,7 @@ def sentences(paragraph: str, language: str) -> list[str]:
     return found
 
 
-def _is_wrapped(lines: list[str], width: int, language: str) -> bool:
+def _is_wrapped(lines: list[str], width: int, unspaced: bool) -> bool:
     # Text all in small letters says nothing by them; a handful of lines says nothing by their
     # length.
     cased = any(line[:1].isupper() for line in lines)
@@ -212,21 +209,21 @@ def _is_wrapped(lines: list[str], width: int, language: str) -> bool:
         breaks += 1
         if not _SENTENCE_END.search(line) and (
             (cased and following[0].islower())
-            or (enough and _is_full(line, following, width, language))
+            or (enough and _is_full(line, following, width, unspaced))
         ):
             continued += 1
     return breaks > 0 and continued >= 0.4 * breaks
 
 
-def _unwrap(lines: list[str], width: int, short: float, language: str) -> list[str]:
-    space = "" if language in _UNSPACED_LANGUAGES else " "
+def _unwrap(lines: list[str], width: int, short: float, unspaced: bool) -> list[str]:
+    space = "" if unspaced else " "
     found: list[str] = []
     parts: list[str] = []
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
         if not line:
             continue
         parts.append(line)
-        if following and _goes_on(line, following, width, short, language):
+        if following and _goes_on(line, following, width, short, unspaced):
             # A word that was parted at its hyphen keeps it: "colour-" + "sergeant".
             parted = line[-1] == "-" and line[-2:-1].strip() and following[0].isalpha()
             parts.append("" if parted else space)
@@ -236,20 +233,20 @@ def _unwrap(lines: list[str], width: int, short: float, language: str) -> list[s
     return found
 
 
-def _goes_on(line: str, following: str, width: int, short: float, language: str) -> bool:
+def _goes_on(line: str, following: str, width: int, short: float, unspaced: bool) -> bool:
     """Whether a paragraph of wrapped text goes on after `line`."""
     if following[0].islower():
         return True
     if line[-1] in _CLOSING_QUOTES and following[0] in _OPENING_QUOTES:
         return False  # another one speaks
     if _SENTENCE_END.search(line):
-        return _is_full(line, following, width, language)
+        return _is_full(line, following, width, unspaced)
     return len(line) > short
 
 
-def _is_full(line: str, following: str, width: int, language: str) -> bool:
+def _is_full(line: str, following: str, width: int, unspaced: bool) -> bool:
     """Whether the first word of the next line would not have fitted into this one."""
-    word = 1 if language in _UNSPACED_LANGUAGES else len(following.split(maxsplit=1)[0]) + 1
+    word = 1 if unspaced else len(following.split(maxsplit=1)[0]) + 1
     return len(line) + word > width
 
 
@@ -367,10 +364,7 @@ class _Lines:
                     )
                     raw.seek(start)
                     yield from self._decoded(raw, start, end)
-                    self._advance(self.unit.size - max(end - start, 0))
         except OSError as error:
-            if isinstance(error, gzip.BadGzipFile):
-                raise
             raise UserError(
                 f"{self.unit.path} cannot be read: {error.strerror or error}."
             ) from None
@@ -445,8 +439,7 @@ class _Lines:
         return lines
 
     def _aligned(self, file: BinaryIO, offset: int) -> int:
-        """Where the first document (JSON: line) begins behind `offset`; a function of file and
-        offset alone."""
+        """Where the first document (JSON: line) behind `offset` begins; by file and offset alone."""
         if offset in (0, file.seek(0, io.SEEK_END)):
             return offset
         position = offset - 1

@@ -32,6 +32,7 @@ _REQUIRED_PIECES = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
 _USER_DEFINED_PIECES = ["(", ")", '"', "-", ".", "\u2013", "\u00a3", "\u20ac"]
 # Longer ones are cut when a vocabulary is trained; SentencePiece would leave them out.
 _LONGEST_TRAINING_TEXT = 4000  # bytes
+_PORTION = 1 << 19  # characters that are encoded at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +62,7 @@ def normalize(text: str, options: Normalization) -> str:
 
 
 class _WithoutMarks(dict[int, int | None]):
-    """A table for `str.translate` that drops combining marks and learns each character as it
-    comes."""
+    """A table for `str.translate` that drops combining marks; learns characters as they come."""
 
     def __missing__(self, code: int) -> int | None:
         self[code] = None if unicodedata.combining(chr(code)) else code
@@ -139,10 +139,14 @@ class Tokenizer:
             ids int32 [T], all texts one behind the other, and offsets int64 [S+1] into them; text
             i is `ids[offsets[i]:offsets[i + 1]]`.
         """
-        normalized = [normalize(text, self.normalization) for text in texts]
-        ids_per_text = self._sentencepiece.Encode(normalized, num_threads=1)
-        lengths_S = np.fromiter(map(len, ids_per_text), np.int64, len(ids_per_text))
-        ids_T = np.fromiter(itertools.chain.from_iterable(ids_per_text), np.int32, lengths_S.sum())
+        ids, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
+        for portion in _portions(texts):
+            normalized = [normalize(text, self.normalization) for text in portion]
+            found = self._sentencepiece.Encode(normalized, num_threads=1)
+            lengths.append(np.fromiter(map(len, found), np.int64, len(found)))
+            flat = itertools.chain.from_iterable(found)
+            ids.append(np.fromiter(flat, np.int32, lengths[-1].sum()))
+        ids_T, lengths_S = np.concatenate(ids), np.concatenate(lengths)
         if self._ends_in_digit_comma[ids_T].any():
             return self._apply_digit_comma(ids_T, lengths_S)
         return ids_T, _offsets(lengths_S)
@@ -163,12 +167,10 @@ class Tokenizer:
 
         Source: google-research/albert `create_pretraining_data.py`, `_is_start_piece_sp`.
         """
-        pieces = map(self.piece, range(self.vocab_size))
         return np.fromiter(
             (
-                piece.startswith((_WORD_BOUNDARY, "<"))
-                or not _LATIN_LETTERS.issuperset(piece.lower())
-                for piece in pieces
+                not _LATIN_LETTERS.issuperset(piece.lower())
+                for piece in map(self.piece, range(self.vocab_size))
             ),
             bool,
             self.vocab_size,
@@ -317,6 +319,18 @@ def _why_not_trained(message: str, vocab_size: int) -> str:
     if "sentences_.empty()" in message:
         return "there is no text in the input to train a vocabulary on."
     return f"no vocabulary of {vocab_size} pieces can be trained on this text: {message.strip()}"
+
+
+def _portions(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The texts in portions: as lists of Python numbers, ids take ten times their room."""
+    start = characters = 0
+    for index, text in enumerate(texts):
+        characters += len(text)
+        if characters >= _PORTION:
+            yield texts[start : index + 1]
+            start, characters = index + 1, 0
+    if start < len(texts):
+        yield texts[start:]
 
 
 def _offsets(lengths: np.ndarray) -> np.ndarray:

@@ -67,10 +67,15 @@ class PretrainingModel(nn.Module):
         )
         sentence_logits_B2 = None
         if cfg.sentence_objective != "none":
+            # In float32: two rounded scores would often tie.
             head = layers.Dense(
-                2, ("hidden", "label"), cfg.initializer_range, dtype, name="sentence_order"
+                2,
+                ("hidden", "label"),
+                cfg.initializer_range,
+                jnp.dtype(jnp.float32),
+                name="sentence_order",
             )
-            sentence_logits_B2 = head(pooled_BD).astype(jnp.float32)
+            sentence_logits_B2 = head(pooled_BD)
         return PretrainingOutput(logits_BPV, sentence_logits_B2, pooled_BD, encoded)
 
 

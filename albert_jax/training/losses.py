@@ -44,7 +44,10 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> S
     logits, weights = logits.astype(jnp.float32), weights.astype(jnp.float32)
     normalizers = jax.nn.logsumexp(logits, axis=-1)
     label_logits = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    hits = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    # The best of the others, not argmax: a plain maximum is many times faster, and a tie is no hit.
+    classes = jnp.arange(logits.shape[-1]).reshape((1,) * labels.ndim + (-1,))
+    others = jnp.where(classes == labels[..., None], -jnp.inf, logits)
+    hits = (label_logits > jnp.max(others, axis=-1)).astype(jnp.float32)
     return Sums(
         jnp.sum((normalizers - label_logits) * weights), jnp.sum(hits * weights), jnp.sum(weights)
     )

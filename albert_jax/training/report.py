@@ -93,6 +93,11 @@ def _line(
         axes.plot(steps, values, color=color, label=label, lw=width, marker=marker, ms=3)
 
 
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8)
+
+
 def _reference(axes: Axes, value: float, label: str) -> None:
     axes.axhline(value, color=_REFERENCE, ls="--", lw=1)
     axes.annotate(
@@ -111,14 +116,14 @@ def _masked_lm_loss(axes: Axes, train: Rows, validation: Rows, unigram_loss: flo
     if unigram_loss is not None:
         _reference(axes, unigram_loss, "unigram model")
     axes.set_title("Masked words: loss (nats)")
-    axes.legend(frameon=False)
+    _legend(axes)
 
 
 def _sentence_loss(axes: Axes, train: Rows, validation: Rows) -> None:
     _both(axes, train, validation, "sentence_order_loss")
     _reference(axes, 0.6931, "chance")
     axes.set_title("Sentence objective: loss (nats)")
-    axes.legend(frameon=False)
+    _legend(axes)
 
 
 def _accuracy(axes: Axes, train: Rows, validation: Rows, sentences: bool) -> None:
@@ -137,7 +142,7 @@ def _accuracy(axes: Axes, train: Rows, validation: Rows, sentences: bool) -> Non
         _reference(axes, 0.5, "sentences: chance")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_title("Accuracy")
-    axes.legend(frameon=False, fontsize=8)
+    _legend(axes)
 
 
 def _learning_rate(axes: Axes, train: Rows) -> None:

@@ -1,15 +1,15 @@
 """Pretraining examples the slow, obvious way: lists, sets and one token at a time.
 
-Written from the specification in `albert_jax/data/examples.py`'s docstring, as the reference that the compiled
-builder is compared with. A split is a list of shards, a shard a list of documents, a document a
-list of sentences, a sentence a list of ids; `shards` makes token-store shards of one. Where choices are made,
-the random stream is an argument: anything with `below(n)`.
+Written from the specification in the docstring of `albert_jax/data/examples.py`, as the reference
+that the compiled builder is compared with. A split is a list of shards, a shard a list of
+documents, a document a list of sentences, a sentence a list of ids; `shards` makes token-store
+shards of it. Where choices are made, the random stream is an argument: anything with `below(n)`.
 """
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -178,7 +178,7 @@ def rows(
     vocabulary: examples.Vocabulary,
     options: examples.ExampleOptions,
     numbers: range,
-) -> list[dict[str, list]]:
+) -> list[dict[str, Any]]:
     """The numbered examples of a run, one dict a row."""
     all_chunks = chunks(split, options)
     built = []
@@ -196,7 +196,7 @@ def example(
     vocabulary: examples.Vocabulary,
     options: examples.ExampleOptions,
     stream: Stream,
-) -> dict[str, list]:
+) -> dict[str, Any]:
     cls, sep = vocabulary.cls_id, vocabulary.sep_id
     if options.sentence_objective == "none":
         segments = chunk.sentences
@@ -213,7 +213,7 @@ def example(
         types = [0] * (len(segments[0]) + 2) + [1] * (len(segments[1]) + 1)
     positions, targets = mask(ids, vocabulary, options, stream)
     L, P = options.max_seq_length, options.max_predictions_per_seq
-    row = {
+    row: dict[str, Any] = {
         "input_ids": padded(ids, L),
         "token_type_ids": padded(types, L),
         "attention_mask": padded([1] * len(ids), L),

@@ -1,4 +1,4 @@
-"""The examples equal those of the slow version, follow the laws of the specification, and look like the released script's."""
+"""The examples equal the slow version's, follow the specified laws, and look like the released."""
 
 import concurrent.futures
 import dataclasses
@@ -43,7 +43,7 @@ def options(**changed: object) -> examples.ExampleOptions:
 
 
 def random_split(rng: np.random.Generator, vocab_size: int, mean_sentence: float) -> slow.Split:
-    """Up to four shards of up to five documents of up to 24 sentences; all but sentences may be empty."""
+    """Up to four shards of up to five documents of up to 24 sentences; no sentence is empty."""
     text = np.r_[1, SPECIAL:vocab_size]
     most_sentences = int(rng.choice([2, 6, 25]))
     return [
@@ -400,9 +400,9 @@ def test_ngram_lengths_follow_one_over_n():
 def test_looks_like_the_released_script(shared_data: pathlib.Path):
     """Each figure beside that of google-research/albert's script on the same novel.
 
-    Its copies differ among themselves (28 documents, each short or not), and so do seeds of ours: the
-    tolerance is four standard deviations of the difference, by the spread over our seeds, and 0.0006
-    for the departures (a first piece of B is a word of its own) and the rounding of the figures.
+    Its copies differ among themselves (28 documents, each short or not), and so do seeds of ours:
+    the tolerance is four standard deviations of the difference, by the spread over our seeds, and
+    0.0006 for the departures (B's first piece is a word of its own) and the rounding of figures.
     """
     folder = shared_data / "reference" / "google_examples"
     chapters = re.split(r"\n\s*\n", (folder / "sentences.txt").read_text(encoding="utf-8"))
@@ -452,8 +452,8 @@ def statistics(batch: dict[str, np.ndarray], words: examples.Vocabulary) -> dict
     runs: list[int] = []
     for b, used_P in enumerate(used):
         positions = batch["masked_lm_positions"][b, used_P]
-        for run in np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1):
-            runs.append(int(words.starts_word[ids_BL[b, run]].sum()))
+        parts = np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1)
+        runs += [int(words.starts_word[ids_BL[b, part]].sum()) for part in parts]
     lengths_B = attention_BL.sum(1)
     budgets_B = [min(used.shape[1], max(1, round(0.15 * int(length)))) for length in lengths_B]
     shares = {f"{n} words": runs.count(n) / len(runs) for n in set(runs)}

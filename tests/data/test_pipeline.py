@@ -1,4 +1,4 @@
-"""The pipeline gives each host its rows of the right batches, in order, and ends cleanly however it ends."""
+"""Each host gets its rows of the right batches, in order, and the stream ends cleanly."""
 
 import os
 import pathlib

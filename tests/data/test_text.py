@@ -108,13 +108,32 @@ def test_every_layout_gives_the_same_sentences(width, between, tmp_path):
         assert not skipped
 
 
+def test_lines_of_uneven_length_are_joined_where_they_stop_in_mid_sentence():
+    rng = random.Random(1)
+    lines = []
+    for paragraph in PARAGRAPHS * 4:
+        words = paragraph.split()
+        while words:
+            line = [words.pop(0)]
+            while words and len(" ".join(line)) < 70 and rng.random() < 0.93:
+                line.append(words.pop(0))
+            lines.append(" ".join(line))
+        lines.append("")
+    found = [
+        each for paragraph in text.paragraphs(lines) for each in text.sentences(paragraph, "en")
+    ]
+    # Before a name no line says whether it goes on; small letters always do.
+    assert not any(sentence[0].islower() for sentence in found)
+    assert sum(sentence in ALL_SENTENCES for sentence in found) > 0.75 * len(found)
+
+
 def test_one_sentence_a_line_stays_one_sentence_a_line():
     for lines in (
         ALL_SENTENCES,
         ["A short one.", "Another short one.", "The third is a little longer than that."],
         ["the cat sat on the mat", "a dog lay by the door", "no one had come home yet"],
         ["First heading", "Second heading", "Third heading", "Fourth heading"],
-        [sentence.lower().rstrip(".!?") for sentence in ALL_SENTENCES],
+        [sentence.lower().rstrip(".!?") for sentence in ALL_SENTENCES if len(sentence) < 140],
     ):
         assert text.paragraphs(lines) == lines
 
@@ -208,6 +227,19 @@ def test_the_units_of_a_file_hold_each_document_once(seed, tmp_path):
         assert read(lines, largest)[0] == whole
 
 
+def test_a_blank_line_is_found_far_behind_the_end_of_a_unit(tmp_path):
+    """Wherever it lies to the blocks in which the search for it reads."""
+    path = tmp_path / "x.txt"
+    step, block = 1 << 16, 1 << 20
+    for shift in range(-3, 4):
+        first = b"Word. " * ((step + block) // 6)
+        first = first[: step - 1 + block - 1 + shift]
+        path.write_bytes(first + b"\n \nThe second. It ends.\n\nThe third. It ends.\n")
+        whole, _ = read(path)
+        assert len(whole) == 3
+        assert read(path, step)[0] == whole
+
+
 def test_a_json_document_is_parted_into_paragraphs_and_unwrapped_like_a_file(tmp_path):
     path = tmp_path / "x.jsonl"
     body = "\n\n".join("\n".join(paragraph) for paragraph in wrap(64))
@@ -218,13 +250,15 @@ def test_a_json_document_is_parted_into_paragraphs_and_unwrapped_like_a_file(tmp
 def test_a_document_over_the_limit_comes_in_parts_without_loss(tmp_path):
     path = tmp_path / "x.txt"
     lines = [
-        f"This is line {index} of a very long document, which goes on." for index in range(350_000)
+        f"This is line {index} of a very long document, which goes on" + "." * (index % 7 == 0)
+        for index in range(350_000)
     ]
     path.write_text("\n".join(lines))
     how, skipped = text.Reading(document="file"), text.Skipped()
     (unit,) = text.units(str(path), "", how, 1 << 20)
     parts = list(text.documents(unit, how, skipped, lambda size: None))
-    assert [line for part in parts for line in part] == lines
+    assert " ".join(paragraph for part in parts for paragraph in part) == " ".join(lines)
+    assert all(part[-1].endswith(".") for part in parts[:-1])
     assert len(parts) > 2
     assert all(sum(map(len, part)) < 1.2 * text.DOCUMENT_LIMIT for part in parts)
     assert [count for count, _ in skipped.values()] == [len(parts) - 1]

@@ -1,0 +1,164 @@
+"""Examples a second on one core: the builder alone, through tf.data, and the slow Python version.
+
+    python benchmarks/batch_builder.py [--store=STORE] [--batch=256]
+
+All figures come from one run on one core: the process is bound to it where the system can do that,
+and every thread of tf.data with it. Without a store, 32 M tokens of random text with sentences and
+documents of realistic lengths are made in memory. Each figure is the median of five.
+"""
+
+import argparse
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from albert_jax import cli
+from albert_jax.data import examples, pipeline, store
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # the tests' reference
+from tests.data import slow_examples
+
+REPEATS = 5
+TOKENS = 32_000_000
+VOCAB_SIZE = 30_000
+SHAPES = ((128, 20), (512, 77))  # length, predictions: 15 %
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--store", help="a token store; its train split is read")
+    parser.add_argument("--batch", type=int, default=256, help="examples a call")
+    flags = parser.parse_args()
+    cli.quiet_environment()
+    print(bind_to_one_core())
+    if flags.store:
+        opened = store.open_store(flags.store)
+        shards = list(opened.split("train"))
+        vocabulary = examples.Vocabulary.of(opened.tokenizer())
+    else:
+        shards, vocabulary = synthetic()
+    sentences = sum(len(shard.sentences) - 1 for shard in shards)
+    tokens = sum(len(shard.tokens) for shard in shards)
+    print(f"{tokens:,} tokens, {sentences:,} sentences, batches of {flags.batch}")
+    print(f"{'':24}{'mean length':>12}{'builder':>12}{'tf.data':>12}{'Python':>12}  ratio")
+    for objective in ("sop", "nsp", "none"):
+        for length, predictions in SHAPES:
+            options = examples.ExampleOptions(
+                max_seq_length=length,
+                max_predictions_per_seq=predictions,
+                masked_lm_prob=0.15,
+                ngram=3,
+                short_seq_prob=0.0,
+                seed=0,
+                sentence_objective=objective,
+                single_sentence="split",
+            )
+            builder = examples.ExampleBuilder(shards, vocabulary, options)
+            bare = builder_rate(builder, flags.batch)
+            piped = pipeline_rate(builder, flags.batch)
+            slow = slow_rate(shards[0], vocabulary, options)
+            mean_length = builder.batch(0, 1000)["attention_mask"].sum() / 1000
+            print(
+                f"{objective:>5}, length {length:<11}{mean_length:12.0f}{bare:10,.0f}/s"
+                f"{piped:10,.0f}/s{slow:10,.0f}/s  {piped / slow:,.0f} : 1"
+            )
+    begin = time.perf_counter()
+    examples.ExampleBuilder(shards, vocabulary, options)
+    print(
+        f"index of all chunks: {sentences / (time.perf_counter() - begin) / 1e6:.0f} M sentences/s"
+    )
+
+
+def bind_to_one_core() -> str:
+    if not hasattr(os, "sched_setaffinity"):
+        return "this system cannot bind a process to a core: all cores in use"
+    core = max(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {core})
+    return f"bound to core {core} of {os.cpu_count()}; load before: {os.getloadavg()[0]:.1f}"
+
+
+def synthetic() -> tuple[list[store.Shard], examples.Vocabulary]:
+    rng = np.random.default_rng(0)
+    shards = []
+    for _ in range(4):
+        count = TOKENS // 4 // 24
+        lengths = np.clip(rng.lognormal(2.97, 0.65, count).astype(np.int64), 1, 400)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        sizes = np.clip(rng.lognormal(4.0, 1.2, count // 50).astype(np.int64), 1, 10_000)
+        ends = np.cumsum(sizes)
+        documents = np.concatenate([[0], ends[ends < count], [count]])
+        tokens = rng.integers(5, VOCAB_SIZE, offsets[-1], dtype=np.uint16)
+        shards.append(store.Shard(tokens, offsets, documents))
+    starts_word = rng.random(VOCAB_SIZE) < 0.75
+    control = np.arange(VOCAB_SIZE) < 5
+    return shards, examples.Vocabulary(VOCAB_SIZE, 2, 3, 4, starts_word, control)
+
+
+def median_rate(work: Callable[[], int]) -> float:
+    """Examples a second; `work` returns how many it made."""
+    rates = []
+    for _ in range(REPEATS):
+        begin = time.perf_counter()
+        made = work()
+        rates.append(made / (time.perf_counter() - begin))
+    return statistics.median(rates)
+
+
+def builder_rate(builder: examples.ExampleBuilder, batch: int) -> float:
+    def work() -> int:
+        for step in range(64):
+            builder.batch(step * batch, (step + 1) * batch)
+        return 64 * batch
+
+    work()
+    return median_rate(work)
+
+
+def pipeline_rate(builder: examples.ExampleBuilder, batch: int) -> float:
+    stream = pipeline.training_batches(builder, 0, 10**9, batch, [(0, batch)])
+    next(stream)
+
+    def work() -> int:
+        for _ in range(64):
+            next(stream)
+        return 64 * batch
+
+    work()
+    rate = median_rate(work)
+    stream.close()
+    return rate
+
+
+def slow_rate(
+    shard: store.Shard, vocabulary: examples.Vocabulary, options: examples.ExampleOptions
+) -> float:
+    """Of making the examples alone: the chunks of some documents are found beforehand."""
+    documents = [
+        [
+            shard.tokens[shard.sentences[s] : shard.sentences[s + 1]].tolist()
+            for s in range(
+                shard.documents[d], min(shard.documents[d + 1], shard.documents[d] + 300)
+            )
+        ]
+        for d in range(min(40, len(shard.documents) - 1))
+    ]
+    chunks = slow_examples.chunks([documents], options)[:100]
+
+    def work() -> int:
+        for number, chunk in enumerate(chunks):
+            stream = slow_examples.SplitMix64(number)
+            slow_examples.example(chunk, [documents], vocabulary, options, stream)
+        return len(chunks)
+
+    return median_rate(work)
+
+
+if __name__ == "__main__":
+    main()
