@@ -7,7 +7,6 @@ Exit codes: 0 done; 1 the work could not be done or was interrupted; 2 the comma
 import argparse
 import errno
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,13 +46,14 @@ def parse_with_overrides(
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
     """Runs a command's `main(argv)` and exits: `UserError` becomes one message and exit code 1."""
     quiet_environment()
-    # A reader that went away (`| head`) ends us silently, as it does other tools.
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         code = main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        # A reader that went away (`| head`) ends us silently, as it does other tools.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
         # The disk and its rights are the user's; what else the system refuses is a fault of ours.

@@ -4,6 +4,7 @@ what it refuses."""
 import contextlib
 import functools
 import gzip
+import hashlib
 import itertools
 import json
 import math
@@ -42,6 +43,11 @@ WORDS += [
     "nobody",
 ]
 WORDS += ["counted", "days", "or", "asked", "questions", "about", "winter"]
+
+
+reads_proc = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="looks at processes and limits as Linux has them"
+)
 
 
 def sentence(rng: random.Random) -> str:
@@ -210,10 +216,7 @@ def test_the_manifest_counts_what_is_there(corpus, model, tmp_path):
         for shard in written["shards"]:
             for array, digest in shard["sha256"].items():
                 path = tmp_path / "store" / split / f"{shard['name']}.{array}.npy"
-                assert (
-                    subprocess.run(["sha256sum", path], capture_output=True, text=True).stdout[:64]
-                    == digest
-                )
+                assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
     train, held_out = counts["train"], counts["validation"]
     nats = sum(
         count * -math.log((train[token_id] + 1) / (train.total() + made.vocab_size))
@@ -298,6 +301,7 @@ def test_a_held_out_stretch_of_a_long_document_leaves_two_documents_not_a_seam(m
         assert starts, f"no stretch of the document, from sentence {place}"
 
 
+@reads_proc
 def test_a_killed_run_goes_on_to_the_same_bytes(model, tmp_path):
     text = big_input(tmp_path / "text.txt", 12)
     flags = [f"--input={text}", f"--tokenizer={model}", "--workers=2"]
@@ -353,6 +357,7 @@ def test_resume_does_again_what_was_harmed_or_changed_and_refuses_other_options(
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
+@reads_proc
 def test_ctrl_c_while_workers_start_is_as_quiet(model, tmp_path):
     text = big_input(tmp_path / "text.txt", 30)
     output = tmp_path / "store"
@@ -367,6 +372,7 @@ def test_ctrl_c_while_workers_start_is_as_quiet(model, tmp_path):
     assert not output.exists()
 
 
+@reads_proc
 def test_ctrl_c_ends_it_soon_and_says_how_to_go_on(model, tmp_path):
     text = big_input(tmp_path / "text.txt", 30)
     output = tmp_path / "store"
@@ -387,6 +393,7 @@ def test_ctrl_c_ends_it_soon_and_says_how_to_go_on(model, tmp_path):
     assert not output.exists()
 
 
+@reads_proc
 def test_a_worker_that_the_system_kills_is_reported(model, tmp_path):
     text = big_input(tmp_path / "text.txt", 30)
     output = tmp_path / "store"
@@ -415,6 +422,25 @@ def test_a_full_disk_is_one_message_and_no_store(workers, model, tmp_path):
     assert "disk is full" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "store").exists()
+    assert run(*flags, f"--output={tmp_path}/store", "--resume").returncode == 0
+    assert run(*flags, f"--output={tmp_path}/other").returncode == 0
+    assert contents(tmp_path / "store") == contents(tmp_path / "other")
+
+
+def test_resume_trains_the_vocabulary_again_if_the_text_is_another(tmp_path):
+    rng = random.Random(10)
+    for name, sentences in (("a", 21_000), ("b", 42_000)):
+        (tmp_path / f"{name}.txt").write_text(document(rng, sentences))
+    flags = [f"--input={tmp_path}/*.txt", "--train_tokenizer", "--vocab_size=60", "--document=file"]
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (900_000, 900_000))
+
+    stopped = run(*flags, f"--output={tmp_path}/store", "--workers=1", limit=small_files)
+    assert stopped.returncode == 1
+    assert len(finished_shards(tmp_path / "store")) == 1
+    text = tmp_path / "b.txt"
+    text.write_text(text.read_text().replace("clouds", "quartz").replace("nobody", "zebras"))
     assert run(*flags, f"--output={tmp_path}/store", "--resume").returncode == 0
     assert run(*flags, f"--output={tmp_path}/other").returncode == 0
     assert contents(tmp_path / "store") == contents(tmp_path / "other")
@@ -554,6 +580,7 @@ def test_impossible_flags_are_refused_before_anything_is_written(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
+@reads_proc
 def test_a_vocabulary_is_trained_the_same_whoever_trains_it(corpus, tmp_path):
     flags = [f"--input={corpus}/*.txt", "--train_tokenizer", "--vocab_size=50"]
     for cores in (1, 2):
@@ -573,6 +600,7 @@ def test_a_vocabulary_too_large_for_the_text_names_the_largest(corpus, tmp_path)
     assert store.open_store(tmp_path / "store").vocab_size == largest
 
 
+@reads_proc
 def test_memory_does_not_grow_with_the_input(model, tmp_path):
     """One packed file without a single blank line: one document, of which a part is held at a
     time."""

@@ -439,7 +439,7 @@ class _Lines:
         return lines
 
     def _aligned(self, file: BinaryIO, offset: int) -> int:
-        """Where the first document (JSON: line) behind `offset` begins; by file and offset alone."""
+        """Where the first document (JSON: line) behind `offset` begins; by these alone."""
         if offset in (0, file.seek(0, io.SEEK_END)):
             return offset
         position = offset - 1
