@@ -13,7 +13,6 @@ from pathlib import Path
 
 from albert_jax.errors import UserError
 
-
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 

@@ -372,7 +372,8 @@ def recipe_warnings(config: Config) -> list[str]:
     if config.optimizer.warmup_steps >= steps:
         warnings.append(
             f"optimizer.warmup_steps={config.optimizer.warmup_steps} of train.steps={steps}: the "
-            f"learning rate never reaches its peak; {max(steps // 20, 1)} would leave time to train."
+            f"learning rate never reaches its peak; {max(steps // 20, 1)} would leave time to "
+            "train."
         )
     elif config.optimizer.name == "lamb":
         rate = 0.005 * math.sqrt(batch / 32768)

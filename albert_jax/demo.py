@@ -61,11 +61,15 @@ def main(argv: Sequence[str]) -> None:
         "train_seconds": train_seconds,
     }
     (FOLDER / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    better = summary["unigram_loss"] - summary["masked_lm_loss"]
-    print(
-        f"""
-Demo done in {prepare_seconds + train_seconds:.0f} s (prepare {prepare_seconds:.0f} s, train {train_seconds:.0f} s).
-  held-out masked words   {summary["masked_lm_loss"]:.2f} nats; a unigram model of the same text has {summary["unigram_loss"]:.2f} ({better:+.2f} better)
+    print(_closing(summary, run))
+
+
+def _closing(summary: dict[str, float], run: pathlib.Path) -> str:
+    prepare, train = summary["prepare_seconds"], summary["train_seconds"]
+    ours, unigram = summary["masked_lm_loss"], summary["unigram_loss"]
+    return f"""
+Demo done in {prepare + train:.0f} s (prepare {prepare:.0f} s, train {train:.0f} s).
+  held-out masked words   {ours:.2f} nats; a unigram model of the same text has {unigram:.2f}
   held-out words guessed  {summary["masked_lm_accuracy"]:.1%}
   held-out sentence order {summary["sentence_order_accuracy"]:.1%} right; chance is 50 %
   plots                   {run / "report" / "overview.png"}
@@ -73,9 +77,8 @@ Demo done in {prepare_seconds + train_seconds:.0f} s (prepare {prepare_seconds:.
   figures                 {FOLDER / "summary.json"}
 
 Next, your own text:
-  {_typed("prepare")} --input='my_texts/*.txt' --output=stores/mine --train_tokenizer
+  {_typed("prepare")} --input='texts/*.txt' --output=stores/mine --train_tokenizer
   {_typed("train")} --config=configs/base.py --config.data.path=stores/mine --workdir=runs/mine"""
-    )
 
 
 def _typed(command: str) -> str:

@@ -103,5 +103,8 @@ class _Nowhere:
 
 
 def _plain_line(bar: "tqdm.tqdm") -> str:
-    layout = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+    layout = (
+        "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} "
+        "[{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+    )
     return bar.format_meter(**{**bar.format_dict, "bar_format": layout if bar.total else None})

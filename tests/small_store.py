@@ -5,13 +5,9 @@ import random
 import subprocess
 import sys
 
-_NOUNS = (
-    ["cat", "dog", "bird", "fish", "horse", "sailor", "doctor", "farmer", "teacher", "child", "river", "garden", "house", "letter"]
-)
-_VERBS = ["sees", "likes", "follows", "finds", "paints", "remembers", "carries", "forgets"]
-_PLACES = (
-    ["in the morning", "near the old bridge", "before the rain", "under the green tree", "by the sea"]
-)
+_NOUNS = ("cat", "dog", "bird", "fish", "horse", "sailor", "doctor", "teacher", "river", "house")
+_VERBS = ("sees", "likes", "follows", "finds", "paints", "remembers", "carries", "forgets")
+_PLACES = ("in the morning", "near the bridge", "before the rain", "under the tree", "by the sea")
 
 
 def sentences(seed: int, count: int) -> list[str]:

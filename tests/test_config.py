@@ -78,7 +78,7 @@ def test_impossible_overrides_are_refused_by_name(override, message):
 
 
 def test_a_config_file_that_is_missing_or_broken_is_named(tmp_path):
-    with pytest.raises(UserError, match="no file nowhere.py"):
+    with pytest.raises(UserError, match=r"no file nowhere\.py"):
         config.load("nowhere.py")
     broken = tmp_path / "broken.py"
     broken.write_text("def get_config(arg=''):\n    return colour\n")

@@ -11,8 +11,10 @@ raises comes out as it is. TensorFlow is imported when the first batch is asked 
 accelerators.
 """
 
+import atexit
 import contextlib
 import os
+import weakref
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -22,6 +24,7 @@ from albert_jax.data import examples
 
 _MOST_THREADS = 8  # each makes over 100,000 examples a second: more would only hold more memory
 _BATCHES_AHEAD = 2
+_OPEN: weakref.WeakSet[Generator[dict[str, np.ndarray], None, None]] = weakref.WeakSet()
 
 
 def training_batches(
@@ -81,6 +84,25 @@ def _numbers(rows: Sequence[tuple[int, int]], batch_size: int) -> np.ndarray:
 
 
 def _stream(
+    builder: examples.ExampleBuilder,
+    examples_of: Callable[[int], np.ndarray],
+    first_step: int,
+    last_step: int,
+) -> Generator[dict[str, np.ndarray], None, None]:
+    stream = _batches(builder, examples_of, first_step, last_step)
+    _OPEN.add(stream)
+    return stream
+
+
+@atexit.register
+def _close_all() -> None:
+    # Later, Python would end tf.data's threads inside `build`, and TensorFlow, which waits for
+    # them when the stream is deleted, would wait for ever.
+    for stream in list(_OPEN):
+        stream.close()
+
+
+def _batches(
     builder: examples.ExampleBuilder,
     examples_of: Callable[[int], np.ndarray],
     first_step: int,

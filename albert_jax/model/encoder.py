@@ -56,7 +56,8 @@ class Embeddings(nn.Module):
         token_type_ids_BL: jax.Array,
         dropout_keys_B: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns (x_BLD in `dtype`, the word table in float32, for the head that is tied to it)."""
+        """Returns (x_BLD in `dtype`, the word table in float32, for the head that is tied to "
+        "it)."""
         cfg = self.config
         normal = layers.truncated_normal(cfg.initializer_range)
 

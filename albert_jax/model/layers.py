@@ -73,7 +73,8 @@ class Dense(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis, computed in float32."""
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis, computed in "
+    "float32."""
 
     axis: str
     epsilon: float

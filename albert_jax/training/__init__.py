@@ -1,1 +1,1 @@
-"""Training: the step, its optimizer, where arrays live, what is saved, and the loop around it all."""
+"""Training: the step, its optimizer, where arrays live, what is saved, and the loop."""

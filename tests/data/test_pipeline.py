@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 
 import numpy as np
@@ -17,11 +18,13 @@ V = 40
 Batches = list[dict[str, np.ndarray]]
 
 
-def make_builder(shards: list[store.Shard], objective: str = "sop") -> examples.ExampleBuilder:
+def make_builder(
+    shards: list[store.Shard],
+    objective: str = "sop",
+    kind: type[examples.ExampleBuilder] = examples.ExampleBuilder,
+) -> examples.ExampleBuilder:
     words = examples.Vocabulary(V, 2, 3, 4, np.arange(V) % 3 > 0, np.arange(V) < 5)
-    return examples.ExampleBuilder(
-        shards, words, examples.ExampleOptions(24, 4, 0.15, 3, 0.1, 3, objective, "split")
-    )
+    return kind(shards, words, examples.ExampleOptions(24, 4, 0.15, 3, 0.1, 3, objective, "split"))
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +120,37 @@ def test_evaluation_can_be_limited(builder: examples.ExampleBuilder):
     )
 
 
-def test_batches_are_not_copied(builder: examples.ExampleBuilder):
-    (batch,) = pipeline.training_batches(builder, 0, 1, 64, [(0, 64)])
-    assert not any(array.flags.owndata or array.flags.writeable for array in batch.values())
+def test_several_threads_keep_the_order(
+    shards: list[store.Shard], builder: examples.ExampleBuilder, monkeypatch: pytest.MonkeyPatch
+):
+    class Uneven(examples.ExampleBuilder):
+        """Takes longest for the first of every four batches."""
+
+        def rows(self, examples_B: np.ndarray) -> dict[str, np.ndarray]:
+            if len(examples_B) and examples_B[0] // 6 % 4 == 0:
+                time.sleep(0.05)
+            return super().rows(examples_B)
+
+    uneven = make_builder(shards, kind=Uneven)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    batches = pipeline.training_batches(uneven, 0, 24, 6, [(0, 6)])
+    assert_same(batches, [builder.batch(6 * step, 6 * step + 6) for step in range(24)])
+
+
+def test_batches_are_not_copied(shards: list[store.Shard]):
+    built: set[int] = set()
+
+    class Watched(examples.ExampleBuilder):
+        """Remembers where its arrays lie."""
+
+        def rows(self, examples_B: np.ndarray) -> dict[str, np.ndarray]:
+            batch = super().rows(examples_B)
+            built.update(array.ctypes.data for array in batch.values())
+            return batch
+
+    watched = make_builder(shards, kind=Watched)
+    for batch in pipeline.training_batches(watched, 0, 3, 64, [(0, 64)]):
+        assert {array.ctypes.data for array in batch.values()} <= built
 
 
 def test_what_the_builder_raises_comes_out_as_it_is():
@@ -157,7 +188,7 @@ def threads_when_settled() -> int:
     tasks = pathlib.Path("/proc/self/task")
     counts = [-1, -2]
     while counts[-1] != counts[-2]:
-        subprocess.run(["sleep", "0.2"], check=True)
+        time.sleep(0.2)
         counts.append(len(list(tasks.iterdir())))
     return counts[-1]
 
