@@ -194,16 +194,21 @@ def threads_when_settled() -> int:
 
 
 def test_is_silent_and_ends_with_the_program():
-    # In a process of its own, with nothing set, that ends in the middle of the stream.
+    # In a process of its own, with nothing set, that ends while a batch is being built.
     program = """
 import sys
+import time
 import numpy as np
 from albert_jax.data import examples, pipeline, store
 assert "tensorflow" not in sys.modules
+class Slow(examples.ExampleBuilder):
+    def rows(self, examples_B):
+        time.sleep(0.05)
+        return super().rows(examples_B)
 words = examples.Vocabulary(9, 2, 3, 4, np.ones(9, bool), np.arange(9) < 5)
 options = examples.ExampleOptions(16, 3, 0.15, 3, 0.1, 3, "sop", "split")
 shard = store.Shard(np.full(40, 7, np.uint16), np.arange(0, 41, 5), np.array([0, 8]))
-builder = examples.ExampleBuilder([shard], words, options)
+builder = Slow([shard], words, options)
 list(pipeline.evaluation_batches(builder, 2, [(0, 2)]))
 batches = pipeline.training_batches(builder, 0, 10**9, 4, [(0, 4)])
 print(next(batches)["input_ids"].shape)
