@@ -30,7 +30,7 @@ def make(folder: pathlib.Path, documents: int = 60) -> pathlib.Path:
         f"--input={source}",
         f"--output={store}",
         "--train_tokenizer",
-        "--vocab_size=70",
+        "--vocab_size=60",
         "--validation_fraction=0.2",
         "--workers=1",
     )

@@ -64,7 +64,7 @@ def test_a_run_leaves_what_the_contract_says(undisturbed):
     validation = [row for row in rows(undisturbed) if row.get("split") == "validation"]
     assert [row["step"] for row in validation] == [20, 40]
     assert validation[-1]["masked_lm_loss"] < train[0]["masked_lm_loss"]
-    assert json.loads((undisturbed / "config.json").read_text())["model"]["vocab_size"] == 70
+    assert json.loads((undisturbed / "config.json").read_text())["model"]["vocab_size"] == 60
     pictures = sorted(path.name for path in (undisturbed / "report").glob("*.png"))
     assert {"overview.png", "masked_lm_loss.png", "accuracy.png", "learning_rate.png"} <= set(
         pictures
@@ -150,7 +150,7 @@ def test_fill_mask_answers_with_probabilities(undisturbed, tmp_path):
     carried = tmp_path / "carried"  # away from the store and its own old place
     shutil.copytree(undisturbed, carried)
     done = small_store.run_command(
-        "predict", "fill-mask", f"--model={carried}", "--json", "--top_k=70",
+        "predict", "fill-mask", f"--model={carried}", "--json", "--top_k=60",
         "The cat sees the [MASK] by the [MASK].", "A [MASK]"
     )  # fmt: skip
     two, one = (json.loads(line) for line in done.stdout.splitlines())
@@ -158,7 +158,7 @@ def test_fill_mask_answers_with_probabilities(undisturbed, tmp_path):
     for mask in two["masks"] + one["masks"]:
         shares = [guess["probability"] for guess in mask]
         assert shares == sorted(shares, reverse=True)
-        assert sum(shares) == pytest.approx(1.0, abs=1e-4)  # all 70 pieces of the vocabulary
+        assert sum(shares) == pytest.approx(1.0, abs=1e-4)  # all 60 pieces of the vocabulary
     nothing = small_store.run_command(
         "predict", "fill-mask", f"--model={undisturbed}", "no mask here", expect=1
     )
