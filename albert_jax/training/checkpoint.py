@@ -1,8 +1,7 @@
 """Saving and restoring a run through Orbax: asynchronous, atomic, the newest and the best kept.
 
 A checkpoint has two parts: `params`, which evaluation and inference read alone, and `training`, the
-    rest of the state.
-A half-written one has a temporary name and is never taken for whole.
+rest of the state. A half-written one has a temporary name and is never taken for whole.
 """
 
 import logging

@@ -44,16 +44,15 @@ def load(
         ),
     )
     run = program.build(cfg, sharding.make_mesh(cfg, devices))
-    if not (workdir / "checkpoints").is_dir():
-        raise UserError(f"{workdir} has no checkpoint yet; albert_jax.train saves the first one.")
-    with checkpoint.Checkpoints(workdir / "checkpoints") as saved:
+    nothing = UserError(f"{workdir} has no checkpoint yet; albert_jax.train saves the first one.")
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():  # which opening it would make
+        raise nothing
+    with checkpoint.Checkpoints(folder) as saved:
         found = saved.steps
-        if number is None:
-            number = saved.newest
-        if number is None:
-            raise UserError(
-                f"{workdir} has no checkpoint yet; albert_jax.train saves the first one."
-            )
+        if not found:
+            raise nothing
+        number = found[-1] if number is None else number
         if number not in found:
             raise UserError(f"{workdir} has no checkpoint of step {number}; there are: {found}.")
         return run, saved.restore_params(run.abstract_state.params, number), number

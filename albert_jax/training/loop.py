@@ -1,9 +1,8 @@
 """The training loop, top to bottom: restore, step, log, evaluate, save, stop.
 
 The device is never waited for but where a line is logged, the split evaluated or a checkpoint
-saved. A run that is killed
-anywhere and started again goes on as if nothing had happened: the state holds everything, and its
-    step is the place in the data.
+saved. A run that is killed anywhere and started again goes on as if nothing had happened: the state
+holds everything, and its step is the place in the data.
 """
 
 import dataclasses
