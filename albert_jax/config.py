@@ -27,8 +27,9 @@ from albert_jax.errors import UserError
 ACTIVATIONS = ("gelu_new", "gelu", "relu")
 OBJECTIVES = ("sop", "nsp", "none")
 DTYPES = ("bfloat16", "float32")
-REMAT = ("none", "dots", "full")
-ATTENTION = ("auto", "xla")
+REMAT = ("auto", "none", "dots", "full")
+ATTENTION = ("auto", "xla", "flash", "splash", "cudnn")
+AUTO = -1  # what a number that may be chosen for the user reads as when it is written `auto`
 OPTIMIZERS = ("lamb", "adamw")
 SINGLE_SENTENCE = ("split", "random_next")
 
@@ -56,8 +57,9 @@ class ModelConfig:
     layer_norm_eps: float = 1e-12
     sentence_objective: str = "sop"  # sop: order; nsp: next sentence; none: no sentence head
     dtype: str = "bfloat16"  # of matrix products; masters, losses and statistics are float32
-    remat: str = "dots"  # recompute in the backward pass: none; dots: all but products; full: all
-    attention: str = "auto"  # auto; xla
+    remat: str = "dots"  # recompute in the backward pass: none; dots: all but products; full: all;
+    # auto: the least that the device's memory allows
+    attention: str = "auto"  # xla; flash, splash: Pallas kernels for TPUs; cudnn: on GPUs; auto
 
     def __post_init__(self) -> None:
         """Raises UserError for values that make no model."""
@@ -133,15 +135,20 @@ class TrainConfig:
 
     steps: int = 125_000
     global_batch_size: int = 4096  # sequences a step, over all devices
-    microbatch_size: int = 0  # sequences one device handles at once; 0 = its whole share
+    microbatch_size: int = 0  # sequences one device handles at once; 0 = its whole share; -1 or
+    # auto = the most that its memory allows
     seed: int = 0  # initial values and dropout
+    max_skipped_batches: int = 10  # whose loss is not finite; one more stops the run
+    stall_minutes: float = 15.0  # without any progress, until the run ends itself; 0 = never
 
     def __post_init__(self) -> None:
         """Raises UserError for values that make no run."""
         _at_least("train", self, "steps", 1)
         _at_least("train", self, "global_batch_size", 1)
-        _at_least("train", self, "microbatch_size", 0)
+        _at_least("train", self, "microbatch_size", AUTO)
         _between("train", self, "seed", 0, 2**31 - 1)
+        _at_least("train", self, "max_skipped_batches", 0)
+        _at_least("train", self, "stall_minutes", 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,6 +284,7 @@ _SECTIONS: dict[str, type] = {
 # is looked at, never what it computes. (A store that moved is the same by its fingerprint.)
 CHANGEABLE = frozenset(
     {"data.path", "train.microbatch_size", "model.remat", "model.attention"}
+    | {"train.max_skipped_batches", "train.stall_minutes"}
     | {f"mesh.{axis}" for axis in ("data", "fsdp", "tensor")}
     | {f"checkpoint.{field.name}" for field in dataclasses.fields(CheckpointConfig)}
 )
@@ -450,6 +458,8 @@ def _set(values: Any, path: str, text: str) -> None:
 
 def _parse(text: str, kind: type) -> object:
     """`text` as bool, int or float where it reads as one and is wanted; otherwise as it is."""
+    if kind is int and text == "auto":
+        return AUTO
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
     if kind in (int, float):

@@ -14,6 +14,7 @@ N depths, I blocks inside a layer.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -75,7 +76,7 @@ class Embeddings(nn.Module):
         )
         e_BLE = layers.dropout(e_BLE, cfg.hidden_dropout_prob, dropout_keys_B, _EMBEDDING_DROPOUT)
         if cfg.embedding_size == cfg.hidden_size:
-            return _placed(e_BLE), words_VE
+            return e_BLE, words_VE
         project = layers.Dense(
             cfg.hidden_size,
             ("embedding", "hidden"),
@@ -83,81 +84,115 @@ class Embeddings(nn.Module):
             self.dtype,
             name="projection",
         )
-        return _placed(project(e_BLE)), words_VE
+        return project(e_BLE), words_VE
 
 
 class AttentionBlock(nn.Module):
-    """LN(x + drop(attention(x))): the first half of a layer, post-LN."""
+    """LN(x + drop(attention(x))): the first half of a layer, post-LN.
+
+    With `shards` > 1 this device has 1/shards of the heads.
+    """
 
     config: ModelConfig
     dtype: jnp.dtype
+    shards: int = 1
 
     @nn.compact
     def __call__(
-        self, x_BLD: jax.Array, attention_mask_BL: jax.Array, dropout_keys_B: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns (x_BLD, probabilities_BHLM)."""
+        self,
+        x_BLD: jax.Array,
+        attention_mask_BL: jax.Array,
+        dropout_keys_B: jax.Array | None,
+        output_attentions: bool = False,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Returns (x_BLD, probabilities_BHLM in float32 if asked for)."""
         cfg = self.config
-        per_head = (
-            *x_BLD.shape[:2],
-            cfg.num_attention_heads,
-            cfg.hidden_size // cfg.num_attention_heads,
-        )
+        heads = cfg.num_attention_heads // self.shards
+        spread_BLD = layers.to_shards(x_BLD, self.shards)
 
         def project(name: str) -> jax.Array:
-            # The kernel stays [D, H*K]: chips pad a last axis of 64 to 128.
-            dense = layers.Dense(
-                cfg.hidden_size, ("hidden", "heads"), cfg.initializer_range, self.dtype, name=name
-            )
-            x_BLHK = dense(x_BLD).reshape(per_head)
-            return layers.placed(x_BLHK, "batch", "length", "heads", "head_size")
+            # Kernel and result keep H*K as one axis: chips pad a last axis of 64 to 128.
+            return layers.Dense(
+                cfg.hidden_size // self.shards,
+                ("hidden", "heads"),
+                cfg.initializer_range,
+                self.dtype,
+                name=name,
+            )(spread_BLD)
 
-        context_BLHK, probabilities_BHLM = attention.attend(
+        context_BLD, probabilities_BHLM = attention.attend(
+            "xla" if output_attentions else cfg.attention,
             project("query"),
             project("key"),
             project("value"),
             attention_mask_BL,
-            cfg.attention_probs_dropout_prob,
-            dropout_keys_B,
-            _ATTENTION_DROPOUT,
+            heads,
+            self._dropout(dropout_keys_B, heads),
         )
         out_BLD = layers.Dense(
-            cfg.hidden_size, ("heads", "hidden"), cfg.initializer_range, self.dtype, name="output"
-        )(context_BLHK.reshape(x_BLD.shape))
+            cfg.hidden_size,
+            ("heads", "hidden"),
+            cfg.initializer_range,
+            self.dtype,
+            self.shards,
+            name="output",
+        )(context_BLD)
         out_BLD = layers.dropout(
             out_BLD, cfg.hidden_dropout_prob, dropout_keys_B, _ATTENTION_OUTPUT_DROPOUT
         )
         norm = layers.LayerNorm("hidden", cfg.layer_norm_eps, self.dtype, name="layer_norm")
-        return _placed(norm(x_BLD + out_BLD)), probabilities_BHLM
+        return norm(x_BLD + out_BLD), probabilities_BHLM
+
+    def _dropout(
+        self, keys_B: jax.Array | None, heads: int
+    ) -> Callable[[jax.Array], jax.Array] | None:
+        """Dropout of probabilities_BHLM, each head's by its own number, wherever it is computed."""
+        rate = self.config.attention_probs_dropout_prob
+        if keys_B is None or rate == 0.0:
+            return None
+        numbers_H = jnp.arange(heads)
+        if self.shards > 1:
+            numbers_H += jax.lax.axis_index(layers.TENSOR_AXIS) * heads
+        of_heads = jax.vmap(jax.random.fold_in, (None, 0))
+        keys_BH = jax.vmap(of_heads, (0, None))(keys_B, numbers_H)
+        return lambda x_BHLM: layers.dropout(x_BHLM, rate, keys_BH, _ATTENTION_DROPOUT)
 
 
 class FeedForwardBlock(nn.Module):
-    """LN(x + drop(dense(act(dense(x))))): the second half of a layer, post-LN."""
+    """LN(x + drop(dense(act(dense(x))))): the second half of a layer, post-LN.
+
+    With `shards` > 1 this device has 1/shards of the columns between the two products.
+    """
 
     config: ModelConfig
     dtype: jnp.dtype
+    shards: int = 1
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, dropout_keys_B: jax.Array | None) -> jax.Array:
         """Returns x_BLD."""
         cfg = self.config
         h_BLF = layers.Dense(
-            cfg.intermediate_size,
+            cfg.intermediate_size // self.shards,
             ("hidden", "ffn"),
             cfg.initializer_range,
             self.dtype,
             name="intermediate",
-        )(x_BLD)
+        )(layers.to_shards(x_BLD, self.shards))
         h_BLF = layers.ACTIVATIONS[cfg.hidden_act](h_BLF)
-        h_BLF = layers.placed(h_BLF, "batch", "length", "ffn")
         out_BLD = layers.Dense(
-            cfg.hidden_size, ("ffn", "hidden"), cfg.initializer_range, self.dtype, name="output"
+            cfg.hidden_size,
+            ("ffn", "hidden"),
+            cfg.initializer_range,
+            self.dtype,
+            self.shards,
+            name="output",
         )(h_BLF)
         out_BLD = layers.dropout(
             out_BLD, cfg.hidden_dropout_prob, dropout_keys_B, _FFN_OUTPUT_DROPOUT
         )
         norm = layers.LayerNorm("hidden", cfg.layer_norm_eps, self.dtype, name="layer_norm")
-        return _placed(norm(x_BLD + out_BLD))
+        return norm(x_BLD + out_BLD)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,11 +237,12 @@ def runs(depths: int, attention_groups: int, ffn_groups: int) -> list[Run]:
 
 class Encoder(nn.Module):
     """`num_hidden_layers` layers over x_BLD, each `inner_group_num` blocks of attention and feed-
-    forward.
+    forward; each layer may be split over `shards` devices.
     """
 
     config: ModelConfig
     dtype: jnp.dtype
+    shards: int = 1
 
     @nn.compact
     def __call__(
@@ -219,8 +255,8 @@ class Encoder(nn.Module):
     ) -> EncoderOutput:
         """Runs the stack; each depth draws its own dropout."""
         cfg = self.config
-        attention_block = AttentionBlock(cfg, self.dtype, parent=None)
-        ffn_block = FeedForwardBlock(cfg, self.dtype, parent=None)
+        attention_block = AttentionBlock(cfg, self.dtype, self.shards, parent=None)
+        ffn_block = FeedForwardBlock(cfg, self.dtype, self.shards, parent=None)
         attention_sets = self.param(
             "attention",
             _stacked(attention_block, cfg.attention_groups, cfg),
@@ -243,7 +279,11 @@ class Encoder(nn.Module):
                     site = depth * cfg.inner_group_num + inner
                     keys_B = jax.vmap(jax.random.fold_in, (0, None))(dropout_keys_B, site)
                 x_BLD, probabilities_BHLM = run_attention(
-                    {"params": _at(attention_I, inner)}, x_BLD, attention_mask_BL, keys_B
+                    {"params": _at(attention_I, inner)},
+                    x_BLD,
+                    attention_mask_BL,
+                    keys_B,
+                    output_attentions,
                 )
                 x_BLD = run_ffn({"params": _at(ffn_I, inner)}, x_BLD, keys_B)
                 hidden_states.append(x_BLD)
@@ -285,10 +325,6 @@ class Encoder(nn.Module):
             return stacked.reshape(-1, *stacked.shape[2:])
 
         return EncoderOutput(x_BLD, joined(0, output_hidden_states), joined(1, output_attentions))
-
-
-def _placed(x_BLD: jax.Array) -> jax.Array:
-    return layers.placed(x_BLD, "batch", "length", "hidden")
 
 
 def _at(sets: Any, index: int | slice) -> Any:

@@ -4,16 +4,21 @@ values.
 Parameters are float32 and carry logical axis names (`training.sharding` maps them to the mesh);
 matrix products run in the module's `dtype`, statistics in float32.
 
-Logical axes: vocab, position, type, embedding (E), hidden (D), heads (H*K), ffn (F), label, and for
-    stacks of
-parameter sets `group` and `inner`.
+Logical axes: vocab, position, type, embedding (E), hidden (D), heads (H*K), ffn (F), pooled, label,
+and for stacks of parameter sets `group` and `inner`.
+
+A layer may be split over the devices of one mesh axis (Shoeybi et al. 2019, arXiv:1909.08053,
+section 3): each holds some heads and some feed-forward columns. Between `to_shards` and
+`from_shards` arrays differ from device to device, everywhere else they are the same on all.
 """
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 # tanh approximation, erf, relu: the names of ALBERT's published configs. [google-research/albert
 # modeling.py]
@@ -23,15 +28,42 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
 }
 
+STACK_AXES = ("group", "inner")  # logical axes that count parameter sets
+TENSOR_AXIS = "tensor"  # the mesh axis over which a layer may be split
+
 
 def named(init: nn.initializers.Initializer, *axes: str) -> nn.initializers.Initializer:
     """`init` with a logical name for each axis of what it makes."""
     return nn.with_logical_partitioning(init, axes)
 
 
-def placed(x: jax.Array, *axes: str) -> jax.Array:
-    """x, its axes named for the mesh; without a mesh around, x as it is."""
-    return nn.spmd.with_logical_constraint(x, tuple(f"act_{axis}" for axis in axes))
+def to_shards(x: jax.Array, shards: int) -> jax.Array:
+    """x itself, on its way into a part split `shards` ways; its gradient is summed over them."""
+    return _to_shards(x) if shards > 1 else x
+
+
+def from_shards(x: jax.Array, shards: int) -> jax.Array:
+    """The sum of each shard's part of x; its gradient goes to each of them whole.
+
+    The sum is named "reduced": a rematerialisation policy can keep it from being made again.
+    """
+    return checkpoint_name(_from_shards(x), "reduced") if shards > 1 else x
+
+
+@jax.custom_vjp
+def _to_shards(x: jax.Array) -> jax.Array:
+    return x
+
+
+_to_shards.defvjp(lambda x: (x, None), lambda _, g: (jax.lax.psum(g, TENSOR_AXIS),))
+
+
+@jax.custom_vjp
+def _from_shards(x: jax.Array) -> jax.Array:
+    return jax.lax.psum(x, TENSOR_AXIS)
+
+
+_from_shards.defvjp(lambda x: (jax.lax.psum(x, TENSOR_AXIS), None), lambda _, g: (g,))
 
 
 def truncated_normal(sigma: float) -> nn.initializers.Initializer:
@@ -53,12 +85,17 @@ def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
 
 
 class Dense(nn.Module):
-    """x [..., in] @ kernel [in, out] + bias [out], in `dtype`."""
+    """x [..., in] @ kernel [in, out] + bias [out], in `dtype`.
+
+    With `summed_shards` > 1 x and the kernel are one shard's columns and rows, and the products of
+    all shards are summed before the bias.
+    """
 
     features: int
     axes: tuple[str, str]
     sigma: float
     dtype: jnp.dtype
+    summed_shards: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -69,6 +106,7 @@ class Dense(nn.Module):
         x = jnp.dot(
             x.astype(self.dtype), kernel.astype(self.dtype), precision=precision(self.dtype)
         )
+        x = from_shards(x, self.summed_shards)
         return x + jnp.expand_dims(bias.astype(self.dtype), range(x.ndim - 1))
 
 
@@ -97,28 +135,28 @@ class LayerNorm(nn.Module):
         )
 
 
-def dropout(x: jax.Array, rate: float, keys_B: jax.Array | None, site: int) -> jax.Array:
+def dropout(x: jax.Array, rate: float, keys: jax.Array | None, site: int) -> jax.Array:
     """x with a share `rate` of its entries zeroed and the rest scaled up; x itself without keys or
     at rate 0.
 
-    Row b's mask is a function of (keys_B[b], site) alone: a batch may be split over devices and
+    The mask of x[i] is a function of (keys[i], site) alone: a batch may be split over devices and
     microbatches in any way and draws the same masks. 16 random bits decide an entry, half the price
     of the usual 32; the rate is met to 1e-5.
 
     Args:
-        x: [B, ...], an even number of entries a row.
+        x: any array; keys' shape is that of its leading axes.
         rate: in [0, 1).
-        keys_B: a key for each row, or None for no dropout.
+        keys: a key for each row [B] (or each row and head [B, H]), or None for no dropout.
         site: which dropout of the layer this is.
     """
-    if keys_B is None or rate == 0.0:
+    if keys is None or rate == 0.0:
         return x
-    words = x[0].size // 2
+    entries = math.prod(x.shape[keys.ndim :])
 
     def bits(key: jax.Array) -> jax.Array:
-        return jax.random.bits(jax.random.fold_in(key, site), (words,), jnp.uint32)
+        return jax.random.bits(jax.random.fold_in(key, site), ((entries + 1) // 2,), jnp.uint32)
 
-    bits_BW = jax.vmap(bits)(keys_B)
-    drawn = jax.lax.bitcast_convert_type(bits_BW, jnp.uint16).reshape(x.shape)
-    keep = drawn >= jnp.uint16(round(rate * 65536))
+    words = jax.vmap(bits)(keys.reshape(-1))
+    drawn = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(words.shape[0], -1)
+    keep = drawn[:, :entries].reshape(x.shape) >= jnp.uint16(round(rate * 65536))
     return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))

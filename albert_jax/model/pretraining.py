@@ -24,9 +24,13 @@ class PretrainingOutput(NamedTuple):
 
 
 class PretrainingModel(nn.Module):
-    """ALBERT (or, unshared, BERT) with its two pretraining heads."""
+    """ALBERT (or, unshared, BERT) with its two pretraining heads.
+
+    With `shards` > 1 it is one device's part of a model whose layers are split (see `layers`).
+    """
 
     config: ModelConfig
+    shards: int = 1
 
     @nn.compact
     def __call__(
@@ -53,13 +57,13 @@ class PretrainingModel(nn.Module):
         dtype = jnp.dtype(cfg.dtype)
         embeddings = encoder.Embeddings(cfg, dtype, name="embeddings")
         x_BLD, words_VE = embeddings(input_ids_BL, token_type_ids_BL, dropout_keys_B)
-        encoded = encoder.Encoder(cfg, dtype, name="encoder")(
+        encoded = encoder.Encoder(cfg, dtype, self.shards, name="encoder")(
             x_BLD, attention_mask_BL, dropout_keys_B, output_hidden_states, output_attentions
         )
         first_BD = encoded.sequence_BLD[:, 0]
         pooled_BD = jnp.tanh(
             layers.Dense(
-                cfg.hidden_size, ("hidden", "heads"), cfg.initializer_range, dtype, name="pooler"
+                cfg.hidden_size, ("hidden", "pooled"), cfg.initializer_range, dtype, name="pooler"
             )(first_BD)
         )
         logits_BPV = MaskedLanguageHead(cfg, dtype, name="masked_lm")(
@@ -116,4 +120,4 @@ class MaskedLanguageHead(nn.Module):
             precision=layers.precision(self.dtype),
             preferred_element_type=jnp.float32,
         )
-        return layers.placed(logits_BPV + bias_V[None, None, :], "batch", "slot", "vocab")
+        return logits_BPV + bias_V[None, None, :]

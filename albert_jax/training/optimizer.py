@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from albert_jax.config import OptimizerConfig
-
-STACK_AXES = ("group", "inner")
+from albert_jax.model.layers import STACK_AXES
 
 
 def learning_rate(cfg: OptimizerConfig, total_steps: int) -> Callable[[Any], jax.Array]:

@@ -5,6 +5,7 @@ program.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +13,10 @@ import jax
 import numpy as np
 import optax
 from flax.core import meta
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from albert_jax.config import Config
-from albert_jax.model import pretraining
+from albert_jax.model import layers, pretraining
 from albert_jax.training import losses, optimizer, sharding, step
 
 
@@ -63,42 +64,68 @@ class Program:
 
 def build(config: Config, mesh: Mesh) -> Program:
     """The program of a config whose vocabulary size is known; nothing is computed yet."""
-    model = pretraining.PretrainingModel(config.model)
-    boxed = jax.eval_shape(lambda: step.init_params(model, config.train.seed))
+    whole_model = pretraining.PretrainingModel(config.model)
+    model = pretraining.PretrainingModel(config.model, mesh.shape[layers.TENSOR_AXIS])
+    boxed = jax.eval_shape(lambda: step.init_params(whole_model, config.train.seed))
     names = sharding.axis_names(boxed)
     tx = optimizer.optimizer(config.optimizer, config.train.steps, names)
-    shards = sharding.batch_shards(mesh)
-    share = config.train.global_batch_size // shards
     recipe = step.Recipe(
         model=model,
         optimizer=tx,
         seed=config.train.seed,
         dropout=config.model.hidden_dropout_prob > 0
         or config.model.attention_probs_dropout_prob > 0,
-        microbatches=share // (config.train.microbatch_size or share),
-        batch_shards=shards,
+        microbatches=sharding.microbatches(config, mesh),
         log_every_steps=config.log.every_steps,
+        batch_axes=sharding.BATCH_AXES,
     )
 
     def init() -> step.TrainState:
-        return step.init_state(meta.unbox(step.init_params(model, config.train.seed)), tx)
+        return step.init_state(meta.unbox(step.init_params(whole_model, config.train.seed)), tx)
 
     shapes = jax.eval_shape(init)
-    state_shardings = _state_shardings(shapes, names, tx, mesh)
+    specs = jax.tree.map(
+        lambda leaf, names: sharding.param_spec(mesh, names, leaf.shape), shapes.params, names
+    )
+    state_shardings = _state_shardings(shapes, specs, tx, mesh)
     batch_sharding = sharding.batch_sharding(mesh)
+    everywhere = PartitionSpec()
+
+    def gathered(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf, spec: sharding.gathered(
+                leaf, spec, step.compute_dtype(path, config.model)
+            ),
+            params,
+            specs,
+        )
+
+    def device_gradients(
+        params: Any, number: jax.Array, batch: step.Batch
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        first_row = sharding.first_row(mesh, config.train.global_batch_size)
+        grads, metrics = step.gradients(gathered(params), number, batch, first_row, recipe)
+        return jax.tree.map(sharding.reduced, grads, specs), metrics
+
+    def device_eval(params: Any, batch: step.Batch) -> Any:
+        return step.eval_sums(gathered(params), batch, model, sharding.BATCH_AXES)
+
+    # Nothing inside may differ from device to device unawares: kernels cannot say what they return.
+    on_devices = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
+    gradients = on_devices(
+        device_gradients,
+        in_specs=(specs, everywhere, batch_sharding.spec),
+        out_specs=(specs, everywhere),
+    )
+    eval_step = on_devices(device_eval, in_specs=(specs, batch_sharding.spec), out_specs=everywhere)
 
     def train_step(state: step.TrainState, batch: step.Batch) -> step.TrainState:
-        with sharding.constraints(mesh):
-            return step.train_step(state, batch, recipe)
-
-    def eval_step(params: Any, batch: step.Batch) -> tuple[losses.Sums, losses.Sums, jax.Array]:
-        with sharding.constraints(mesh):
-            return step.eval_step(params, batch, model)
+        return step.train_step(state, batch, recipe, gradients)
 
     return Program(
         config=config,
         mesh=mesh,
-        model=model,
+        model=whole_model,
         batch_sharding=batch_sharding,
         abstract_state=jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -142,7 +169,7 @@ def describe(run: Program) -> str:
     config, mesh = run.config, run.mesh
     device = mesh.devices.flat[0]
     share = config.train.global_batch_size // sharding.batch_shards(mesh)
-    micro = config.train.microbatch_size or share
+    micro = share // sharding.microbatches(config, mesh)
     return (
         f"model: {sum(counts.values()):,} parameters: {listed}\n"
         f"devices: {mesh.size} x {device.device_kind}, mesh "
@@ -155,13 +182,11 @@ def describe(run: Program) -> str:
 
 
 def _state_shardings(
-    shapes: step.TrainState, names: Any, tx: optax.GradientTransformation, mesh: Mesh
+    shapes: step.TrainState, specs: Any, tx: optax.GradientTransformation, mesh: Mesh
 ) -> step.TrainState:
     """Optimizer slots lie where their parameters lie; counters are everywhere."""
     everywhere = sharding.replicated(mesh)
-    params = jax.tree.map(
-        lambda leaf, names: sharding.param_sharding(mesh, names, leaf.shape), shapes.params, names
-    )
+    params = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
     opt_state = optax.tree_map_params(
         tx,
         lambda _, where: where,

@@ -1,89 +1,121 @@
-"""Where arrays live: the device mesh, one table from logical axes to mesh axes, and batches onto
-devices.
+"""Where arrays live: the device mesh, one table from logical axes to mesh axes, and what travels
+over it.
 
-The mesh has three axes. `data` and `fsdp` both share out the batch; `fsdp` also splits parameters
-and optimizer state; `tensor` splits heads and feed-forward columns.
+The mesh has four axes. `slice` counts the slices that only a data-center network joins; `data` and
+`fsdp` share out the batch inside a slice, and masters and optimizer state with it (ZeRO-1:
+Rajbhandari et al. 2020, arXiv:1910.02054, section 5.1); `tensor` splits heads and feed-forward
+columns. A config's `mesh.data` is slice x data.
+
+The step computes in a `shard_map` that is manual over all four: `gathered` makes whole parameters
+out of each device's part, once a step, and `reduced` turns whole gradients into parts, once a step.
+Left to the partitioner, both would be done again in every layer or microbatch.
 """
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from albert_jax.config import Config, MeshConfig
 from albert_jax.errors import UserError
+from albert_jax.model.layers import STACK_AXES, TENSOR_AXIS
 
-BATCH_AXES = ("data", "fsdp")
+AXES = ("slice", "data", "fsdp", TENSOR_AXIS)
+BATCH_AXES = ("slice", "data", "fsdp")
+STATE_AXES = ("data", "fsdp")  # inside a slice: only shards cross between slices
 
-# Logical axis -> mesh axes. Parameters above the line, activations (act_*) below it.
+# Logical axis -> mesh axes of the parameters and all that is kept beside them.
 RULES: dict[str, str | tuple[str, ...] | None] = {
-    "vocab": "fsdp",
+    "batch": BATCH_AXES,
+    "vocab": STATE_AXES,
     "position": None,
     "type": None,
     "embedding": None,
-    "hidden": "fsdp",
-    "heads": "tensor",
-    "ffn": "tensor",
+    "hidden": STATE_AXES,
+    "heads": TENSOR_AXIS,
+    "ffn": TENSOR_AXIS,
+    "pooled": None,
     "label": None,
     "group": None,
     "inner": None,
-    # ---
-    "act_batch": BATCH_AXES,
-    "act_length": None,
-    "act_hidden": None,
-    "act_heads": "tensor",
-    "act_head_size": None,
-    "act_ffn": "tensor",
-    "act_slot": None,
-    "act_vocab": None,
 }
 
 
 def make_mesh(config: Config, devices: Sequence[Any]) -> Mesh:
-    """The mesh a config asks for, over all of `devices`.
+    """The mesh a config asks for, over all of `devices`; neighbours on an axis are neighbours in
+    the slice.
 
     Raises:
         UserError: the axes do not multiply to the number of devices, or do not divide the batch or
             the model.
     """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
     sizes = _axis_sizes(config.mesh, len(devices))
-    mesh = Mesh(np.asarray(devices).reshape(tuple(sizes.values())), tuple(sizes))
+    if sizes["data"] % slices:
+        raise UserError(
+            f"mesh.data={sizes['data']} does not split over {slices} slices; the slices share out "
+            f"the batch, so mesh.data must be a multiple of {slices}."
+        )
+    shape = (1, sizes["data"] // slices, sizes["fsdp"], sizes[TENSOR_AXIS])
+    if slices > 1:
+        arranged = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1, 1, 1), devices)
+    else:
+        arranged = mesh_utils.create_device_mesh(
+            shape, devices, allow_split_physical_axes=devices[0].platform == "tpu"
+        )
+    mesh = Mesh(arranged, AXES)
     shards = batch_shards(mesh)
-    batch, micro = config.train.global_batch_size, config.train.microbatch_size
+    batch = config.train.global_batch_size
     if batch % shards:
         raise UserError(
             f"train.global_batch_size={batch} does not split over mesh.data={sizes['data']} x "
             f"mesh.fsdp={sizes['fsdp']}; nearest that do: {batch // shards * shards or shards} and "
             f"{-(-batch // shards) * shards}."
         )
-    share = batch // shards
-    if micro and share % micro:
+    microbatches(config, mesh)
+    for field in ("num_attention_heads", "intermediate_size"):
+        value = getattr(config.model, field)
+        if value % sizes[TENSOR_AXIS]:
+            raise UserError(
+                f"mesh.tensor={sizes[TENSOR_AXIS]} does not divide model.{field}={value}."
+            )
+    return mesh
+
+
+def microbatches(config: Config, mesh: Mesh) -> int:
+    """In how many parts each device handles its share of the batch.
+
+    Raises:
+        UserError: the microbatch does not divide the share.
+    """
+    share = config.train.global_batch_size // batch_shards(mesh)
+    micro = config.train.microbatch_size
+    if micro <= 0 or micro >= share:
+        return 1
+    if share % micro:
         divisors = [d for d in range(1, share + 1) if share % d == 0]
         nearest = min(divisors, key=lambda d: abs(d - micro))
         raise UserError(
             f"train.microbatch_size={micro} does not divide a device's share of the batch, "
-            f"{batch} / {shards} = {share} sequences; {nearest} does."
+            f"{config.train.global_batch_size} / {batch_shards(mesh)} = {share} sequences; "
+            f"{nearest} does."
         )
-    for field in ("num_attention_heads", "intermediate_size"):
-        value = getattr(config.model, field)
-        if value % sizes["tensor"]:
-            raise UserError(f"mesh.tensor={sizes['tensor']} does not divide model.{field}={value}.")
-    return mesh
+    return share // micro
 
 
 def batch_shards(mesh: Mesh) -> int:
     """Over how many devices (or tensor-parallel groups of them) the batch is shared out."""
-    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return _size(mesh, BATCH_AXES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over the batch axes, everything else whole."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -113,23 +145,54 @@ def axis_names(boxed_params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(names, boxed_params, is_leaf=_is_box)
 
 
-def param_sharding(mesh: Mesh, names: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
-    """By the table; a dimension that its mesh axis does not divide stays whole.
+def param_spec(mesh: Mesh, names: tuple[str, ...], shape: tuple[int, ...]) -> PartitionSpec:
+    """By the table; what its mesh axes do not divide is split over fewer of them, or stays whole.
 
-    (30,000 pieces do not divide over 64 chips, say.)
+    (30,000 pieces do not divide over 64 chips, say.) Vectors are split over `tensor` alone: they
+    are small, and each collective has its price.
     """
-    spec = [
-        axis if axis is not None and size % mesh.shape[axis] == 0 else None
-        for axis, size in zip((RULES[name] for name in names), shape, strict=True)
-    ]
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    vector = sum(name not in STACK_AXES for name in names) < 2
+    spec = []
+    for name, size in zip(names, shape, strict=True):
+        rule = RULES[name]
+        choices: tuple[Any, ...] = (rule,)
+        if rule == STATE_AXES:
+            choices = () if vector else (STATE_AXES, *reversed(STATE_AXES))
+        fits = [c for c in choices if c is not None and size % _size(mesh, c) == 0]
+        spec.append(fits[0] if fits else None)
+    return PartitionSpec(*spec)
 
 
-@contextlib.contextmanager
-def constraints(mesh: Mesh) -> Iterator[None]:
-    """A context in which the model's named activations are placed by the table."""
-    with mesh, nn.logical_axis_rules(tuple(RULES.items())):
-        yield
+def gathered(part: jax.Array, spec: PartitionSpec, dtype: Any) -> jax.Array:
+    """A parameter whole but for its tensor split, out of each device's part; inside a shard_map.
+
+    What travels is rounded to `dtype`, the one it is computed in; what is returned is float32
+    again, so that gradients of it are summed in float32. (Rounding a second time changes nothing,
+    and the compiler leaves out the way there and back.)
+    """
+    for axis, mesh_axes in _split_axes(spec):
+        travelling = part.astype(dtype)
+        part = jax.lax.all_gather(travelling, mesh_axes, axis=axis, tiled=True)
+        part = part.astype(np.float32)
+    return part
+
+
+def reduced(gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """This device's part of a gradient, summed over all that share out the batch; inside a
+    shard_map.
+
+    Inside a slice first, each device keeping its part, then over the slices, part by part.
+    """
+    left = list(BATCH_AXES)
+    for axis, mesh_axes in _split_axes(spec):
+        gradient = jax.lax.psum_scatter(gradient, mesh_axes, scatter_dimension=axis, tiled=True)
+        left = [name for name in left if name not in mesh_axes]
+    return jax.lax.psum(gradient, tuple(left))
+
+
+def first_row(mesh: Mesh, global_batch_size: int) -> jax.Array:
+    """The number, in the global batch, of the first row this device holds; inside a shard_map."""
+    return jax.lax.axis_index(BATCH_AXES) * (global_batch_size // batch_shards(mesh))
 
 
 def local_rows(sharding: NamedSharding, batch_size: int) -> list[tuple[int, int]]:
@@ -148,6 +211,20 @@ def to_global(
         key: jax.make_array_from_process_local_data(sharding, value, (batch_size, *value.shape[1:]))
         for key, value in batch.items()
     }
+
+
+def _split_axes(spec: PartitionSpec) -> list[tuple[int, tuple[str, ...]]]:
+    """(array axis, mesh axes) of every axis that is split over STATE_AXES or one of them."""
+    found = []
+    for axis, entry in enumerate(spec):
+        mesh_axes = (entry,) if isinstance(entry, str) else tuple(entry or ())
+        if mesh_axes and set(mesh_axes) <= set(STATE_AXES):
+            found.append((axis, mesh_axes))
+    return found
+
+
+def _size(mesh: Mesh, axes: str | tuple[str, ...]) -> int:
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
 
 
 def _axis_sizes(mesh: MeshConfig, devices: int) -> dict[str, int]:

@@ -1,11 +1,14 @@
 """One training step and one evaluation step: pure functions of state and batch; no files, no
 logging, no mesh.
 
-Letters: B global batch, P masked slots.
+`gradients` and `eval_sums` are one device's part: they see its rows of the batch and sum what must
+be summed over `batch_axes`, the mesh axes that share out the batch (none on a single device).
+
+Letters: B batch (one device's rows of it), P masked slots.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -13,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from albert_jax.config import ModelConfig
 from albert_jax.model import pretraining
 from albert_jax.training import losses
 
@@ -56,9 +60,9 @@ class Recipe:
         optimizer: gradients to updates.
         seed: of the dropout.
         dropout: whether there is any.
-        microbatches: how many parts the batch is handled in, one after the other.
-        batch_shards: over how many devices the batch is shared out; each splits its own rows.
+        microbatches: how many parts a device's rows are handled in, one after the other.
         log_every_steps: after so many steps the window starts anew.
+        batch_axes: the mesh axes over which the batch is shared out.
     """
 
     model: pretraining.PretrainingModel
@@ -66,8 +70,8 @@ class Recipe:
     seed: int
     dropout: bool
     microbatches: int
-    batch_shards: int
     log_every_steps: int
+    batch_axes: tuple[str, ...] = ()
 
 
 def init_params(model: pretraining.PretrainingModel, seed: int) -> Any:
@@ -88,20 +92,27 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
     )
 
 
-def train_step(state: TrainState, batch: Batch, recipe: Recipe) -> TrainState:
-    """The state after one update.
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    recipe: Recipe,
+    gradients: Callable[[Any, jax.Array, Batch], tuple[Any, dict[str, jax.Array]]],
+) -> TrainState:
+    """The state after one update by `gradients` of (params, step, batch).
 
     A step whose loss or gradient is not finite changes no parameter and is remembered in
     `bad_step`.
     """
-    grads, metrics = gradients(state.params, state.step, batch, recipe)
-    updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
-    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-    params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old),
-        (optax.apply_updates(state.params, updates), opt_state),
-        (state.params, state.opt_state),
-    )
+    grads, metrics = gradients(state.params, state.step, batch)
+    with jax.named_scope("optimizer"):
+        metrics["grad_norm"] = optax.global_norm(grads)
+        updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (optax.apply_updates(state.params, updates), opt_state),
+            (state.params, state.opt_state),
+        )
     first = state.step % recipe.log_every_steps == 0
     return TrainState(
         step=state.step + 1,
@@ -116,14 +127,25 @@ def train_step(state: TrainState, batch: Batch, recipe: Recipe) -> TrainState:
 
 
 def gradients(
-    params: Any, step: jax.Array, batch: Batch, recipe: Recipe
+    params: Any, step: jax.Array, batch: Batch, first_row: jax.Array | int, recipe: Recipe
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """Gradients of the whole batch's loss, whatever number of microbatches it is handled in, and
-    METRICS.
+    """This device's part of the gradients of the whole batch's loss, and METRICS but the norm.
+
+    The parts of all devices add up to the gradients, whatever the number of devices and
+    microbatches. The metrics are summed already.
+
+    Args:
+        params: whole, float32.
+        step: which step; dropout depends on it.
+        batch: this device's rows.
+        first_row: the number of its first row in the whole batch.
+        recipe: see there.
     """
     # The denominators are those of the whole batch, so that parts can simply be added.
-    masked_count = jnp.sum(batch["masked_lm_weights"]) + losses.MASKED_LM_COUNT_EPSILON
-    row_count = jnp.sum(row_weights(batch))
+    masked_count, row_count = jax.lax.psum(
+        (jnp.sum(batch["masked_lm_weights"]), jnp.sum(row_weights(batch))), recipe.batch_axes
+    )
+    masked_count += losses.MASKED_LM_COUNT_EPSILON
     keys = jax.random.fold_in(jax.random.key(recipe.seed), step)
 
     def loss(
@@ -134,12 +156,12 @@ def gradients(
         return masked_lm.loss / masked_count + sentence.loss / row_count, (masked_lm, sentence)
 
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
-    rows = jnp.arange(batch["input_ids"].shape[0], dtype=jnp.int32)
+    rows = first_row + jnp.arange(batch["input_ids"].shape[0], dtype=jnp.int32)
     if recipe.microbatches == 1:
         (total, (masked_lm, sentence)), grads = value_and_grad(params, batch, rows)
     else:
         parts = jax.tree.map(
-            lambda x: _split(x, recipe.microbatches, recipe.batch_shards), (dict(batch), rows)
+            lambda x_B: x_B.reshape(recipe.microbatches, -1, *x_B.shape[1:]), (dict(batch), rows)
         )
         first_part = jax.tree.map(lambda x: x[0], parts)
         zero = jax.tree.map(
@@ -151,25 +173,28 @@ def gradients(
             return jax.tree.map(jnp.add, sums, value_and_grad(params, *part)), None
 
         ((total, (masked_lm, sentence)), grads), _ = jax.lax.scan(add, zero, parts)
-    metrics = {
+    total, masked_lm, sentence = jax.lax.psum((total, masked_lm, sentence), recipe.batch_axes)
+    return grads, {
         "loss": total,
         "masked_lm_loss": masked_lm.loss / masked_count,
         "masked_lm_accuracy": masked_lm.correct / masked_count,
         "sentence_order_loss": sentence.loss / row_count,
         "sentence_order_accuracy": sentence.correct / row_count,
-        "grad_norm": optax.global_norm(grads),
     }
-    return grads, metrics
 
 
-def eval_step(
-    params: Any, batch: Batch, model: pretraining.PretrainingModel
+def eval_sums(
+    params: Any,
+    batch: Batch,
+    model: pretraining.PretrainingModel,
+    batch_axes: tuple[str, ...] = (),
 ) -> tuple[losses.Sums, losses.Sums, jax.Array]:
     """Sums of masked words and of sentences, and how many rows, of one batch, without dropout.
 
     Rows of padding count nothing.
     """
-    return *forward_sums(model, params, batch, None), jnp.sum(row_weights(batch))
+    sums = (*forward_sums(model, params, batch, None), jnp.sum(row_weights(batch)))
+    return jax.lax.psum(sums, batch_axes)
 
 
 def forward_sums(
@@ -203,8 +228,10 @@ def row_weights(batch: Batch) -> jax.Array:
     return batch["attention_mask"][:, 0].astype(jnp.float32)
 
 
-def _split(x_B: jax.Array, parts: int, shards: int) -> jax.Array:
-    """[B, ...] as [parts, B/parts, ...], each part with an equal slice of every device's rows."""
-    per_device = x_B.shape[0] // (shards * parts)
-    x = x_B.reshape(shards, parts, per_device, *x_B.shape[1:])
-    return jnp.swapaxes(x, 0, 1).reshape(parts, shards * per_device, *x_B.shape[1:])
+def compute_dtype(path: Any, model: ModelConfig) -> jnp.dtype:
+    """The dtype in which the model uses the parameter at `path`: kernels in its own, the rest in
+    float32.
+    """
+    names = [getattr(entry, "key", None) for entry in path]
+    rounded = names[-1] == "kernel" and "sentence_order" not in names
+    return jnp.dtype(model.dtype if rounded else jnp.float32)

@@ -80,7 +80,7 @@ def test_losses_on_eight_devices_are_those_of_one(one_device, mesh, microbatch_s
     assert one_device[-1] < one_device[0]
 
 
-def test_parameters_and_slots_are_split_over_fsdp_and_tensor():
+def test_masters_and_slots_are_split_over_all_that_share_the_batch_and_over_tensor():
     cfg = small_config(config.MeshConfig(data=2, fsdp=2, tensor=2))
     run = program.build(cfg, sharding.make_mesh(cfg, jax.devices()))
     state = run.init()
@@ -88,7 +88,7 @@ def test_parameters_and_slots_are_split_over_fsdp_and_tensor():
     slots = jax.tree.leaves(state.opt_state[1].mu["encoder"]["ffn"]["intermediate"]["kernel"])[0]
     for array in (kernel, slots):
         assert array.shape == (1, 1, 32, 48)
-        assert array.addressable_shards[0].data.shape == (1, 1, 16, 24)
+        assert array.addressable_shards[0].data.shape == (1, 1, 8, 24)
 
 
 def test_every_parameter_has_a_rule():
@@ -115,7 +115,7 @@ def test_every_parameter_has_a_rule():
         ((-1, 3, 1), {}, "mesh.fsdp=3"),
         ((1, 1, 8), {}, "mesh.tensor=8 does not divide model.num_attention_heads=4"),
         ((8, 1, 1), {"global_batch_size": 12}, "nearest that do: 8 and 16"),
-        ((4, 2, 1), {"microbatch_size": 3}, "microbatch_size=3 does not divide"),
+        ((2, 1, 4), {"microbatch_size": 3}, "microbatch_size=3 does not divide"),
     ],
 )
 def test_a_mesh_that_cannot_be_is_refused_with_the_field(mesh, change, message):
