@@ -1,7 +1,8 @@
-"""Self-attention over padded sequences, by whichever implementation the caller names.
+"""Self-attention over padded sequences, by whichever implementation the config names.
 
-`xla` is the plain one: every other agrees with it to the dtype's precision. Kernels never have the
-scores in the device's main memory, and have no dropout.
+`xla` is the plain one: every other agrees with it to the dtype's precision. `flash` and `splash`
+are Pallas kernels for TPUs, `cudnn` NVIDIA's own for GPUs: they never have the scores in the
+device's main memory, and have no dropout.
 
 Letters: B batch, L queries, M keys, D = H*K, H heads, K size of a head.
 """
@@ -12,11 +13,69 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from albert_jax.config import ModelConfig
+from albert_jax.errors import UserError
 from albert_jax.model import layers
 
 # Added to a padded key's score, as in the released code; finite, so that a row of nothing but
 # padding is no NaN.
 MASKED_SCORE = -10_000.0
+
+_PLATFORMS = {"flash": "tpu", "splash": "tpu", "cudnn": "gpu"}
+_FASTEST = {"tpu": "flash", "gpu": "cudnn"}
+
+
+def choose(config: ModelConfig, length: int, platform: str, shards: int = 1) -> str:
+    """What `model.attention` means for sequences of `length` on a platform.
+
+    `auto` is the platform's kernel where it can do the work, otherwise `xla`. On every TPU from v4
+    to v6e `flash` has the shortest modelled step (benchmarks in the README).
+
+    Args:
+        config: the model.
+        length: L.
+        platform: cpu, gpu or tpu.
+        shards: over how many devices the heads are split.
+
+    Raises:
+        UserError: the implementation asked for cannot do it; names the field to change.
+    """
+    if config.attention == "auto":
+        fastest = _FASTEST.get(platform, "xla")
+        return "xla" if _refusal(fastest, config, length, platform, shards) else fastest
+    refusal = _refusal(config.attention, config, length, platform, shards)
+    if refusal:
+        raise UserError(f"model.attention={config.attention}: {refusal}")
+    return config.attention
+
+
+def _refusal(
+    implementation: str, config: ModelConfig, length: int, platform: str, shards: int
+) -> str:
+    """Why an implementation cannot do the work; empty if it can."""
+    if implementation == "xla":
+        return ""
+    wanted = _PLATFORMS[implementation]
+    if platform != wanted:
+        return (
+            f"runs on a {wanted.upper()}, and this is a {platform.upper()}; set it to auto or xla."
+        )
+    if config.attention_probs_dropout_prob > 0:
+        return (
+            f"has no dropout; set model.attention_probs_dropout_prob="
+            f"{config.attention_probs_dropout_prob:g} to 0, or model.attention to xla."
+        )
+    head_size = config.hidden_size // config.num_attention_heads
+    if implementation == "cudnn":
+        if config.dtype != "bfloat16" or head_size % 8 or head_size > 128:
+            return (
+                "takes model.dtype=bfloat16 and heads of a multiple of 8 up to 128 (here "
+                f"{config.dtype} and {head_size}); set model.attention to xla."
+            )
+        return ""
+    from albert_jax.model import kernels
+
+    return kernels.unsupported(length, config.num_attention_heads // shards, head_size) or ""
 
 
 def attend(
@@ -45,7 +104,39 @@ def attend(
             q_BLD, k_BMD, v_BMD, attention_mask_BM, num_heads, dropout
         )
         return checkpoint_name(context_BLD, "context"), probabilities_BHLM
-    raise NotImplementedError(implementation)
+    if dropout is not None:
+        raise ValueError(f"{implementation} attention has no dropout")
+    if implementation == "cudnn":
+        context_BLD = _cudnn(q_BLD, k_BMD, v_BMD, attention_mask_BM, num_heads)
+    else:
+        from albert_jax.model import kernels
+
+        kernel = {"flash": kernels.flash_attention, "splash": kernels.splash_attention}
+        context_BLD = kernel[implementation](q_BLD, k_BMD, v_BMD, attention_mask_BM, num_heads)
+    return checkpoint_name(context_BLD, "context"), None
+
+
+def _cudnn(
+    q_BLD: jax.Array,
+    k_BMD: jax.Array,
+    v_BMD: jax.Array,
+    attention_mask_BM: jax.Array,
+    num_heads: int,
+) -> jax.Array:
+    # Padding stands at the end of rows. A row of nothing but padding (which fills up an
+    # evaluation's last batch) keeps one key, so that it is no NaN.
+    lengths_B = jnp.maximum(jnp.sum(attention_mask_BM, axis=1, dtype=jnp.int32), 1)
+    q, k, v = (x.reshape(*x.shape[:2], num_heads, -1) for x in (q_BLD, k_BMD, v_BMD))
+    everywhere_B = jnp.full_like(lengths_B, q.shape[1])
+    context_BLHK = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        query_seq_lengths=everywhere_B,
+        key_value_seq_lengths=lengths_B,
+        implementation="cudnn",
+    )
+    return context_BLHK.reshape(q_BLD.shape)
 
 
 def _plain(

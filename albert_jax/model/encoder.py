@@ -27,9 +27,16 @@ from albert_jax.model import attention, layers
 
 _ATTENTION_DROPOUT, _ATTENTION_OUTPUT_DROPOUT, _FFN_OUTPUT_DROPOUT, _EMBEDDING_DROPOUT = range(4)
 
-# What a scan may keep for the backward pass instead of computing it again.
+# What a scan may keep for the backward pass instead of computing it again. "dots" keeps what is
+# dear to make and small to keep: products with weights, sums over shards, and attention's result,
+# but not its scores.
+_DOTS = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names("context", "reduced"),
+)
 _REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "auto": _DOTS,  # where nobody chose by a device's memory
+    "dots": _DOTS,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

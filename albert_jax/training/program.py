@@ -16,7 +16,7 @@ from flax.core import meta
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from albert_jax.config import Config
-from albert_jax.model import layers, pretraining
+from albert_jax.model import attention, layers, pretraining
 from albert_jax.training import losses, optimizer, sharding, step
 
 
@@ -64,8 +64,15 @@ class Program:
 
 def build(config: Config, mesh: Mesh) -> Program:
     """The program of a config whose vocabulary size is known; nothing is computed yet."""
-    whole_model = pretraining.PretrainingModel(config.model)
-    model = pretraining.PretrainingModel(config.model, mesh.shape[layers.TENSOR_AXIS])
+    tensor_shards = mesh.shape[layers.TENSOR_AXIS]
+    implementation = attention.choose(
+        config.model, config.data.max_seq_length, mesh.devices.flat[0].platform, tensor_shards
+    )
+    # Kernels are for the step's lengths alone; for all else, initial values among it, there is xla.
+    whole_model = pretraining.PretrainingModel(dataclasses.replace(config.model, attention="xla"))
+    model = pretraining.PretrainingModel(
+        dataclasses.replace(config.model, attention=implementation), tensor_shards
+    )
     boxed = jax.eval_shape(lambda: step.init_params(whole_model, config.train.seed))
     names = sharding.axis_names(boxed)
     tx = optimizer.optimizer(config.optimizer, config.train.steps, names)
