@@ -1,0 +1,201 @@
+r"""Compiles a run's training step for a TPU slice, without one: know before you pay.
+
+  python -m albert_jax.compile --list
+  python -m albert_jax.compile --config=configs/xxlarge.py --topology=v5e:16x16
+  python -m albert_jax.compile --config=configs/xxlarge.py --topology=v5e:16x16 --slices=2 \
+      --price_per_chip_hour=1.2 --json=step.json
+  python -m albert_jax.compile --config=configs/base.py --topology=v5e:2x4 --sweep
+
+The step is the very one that albert_jax.train runs, compiled by the real TPU compiler for the whole
+slice: its memory, operations and collectives are what they will be; its time is modelled. One
+compilation takes about half a minute. With --save=DIR the compiled step is kept, so
+that a slice that looks there (see albert_jax/training/compilation_cache.py) need not compile.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from albert_jax import cli, config
+from albert_jax.compiling import topology
+from albert_jax.config import Config
+from albert_jax.errors import UserError
+from albert_jax.progress import Progress
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from albert_jax.training import fitting
+
+_SWEEP_ATTENTION = ("xla", "splash", "flash")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    parser = cli.parser(__doc__ or "", "compile")
+    parser.add_argument("--config", metavar="FILE[:ARG]", help="a config file")
+    parser.add_argument("--topology", metavar="CHIP:SHAPE", help="a slice, such as v5e:16x16")
+    parser.add_argument("--slices", type=int, default=1, help="how many of them; 1 by default")
+    parser.add_argument("--list", action="store_true", help="show the slices, and stop")
+    parser.add_argument(
+        "--json", metavar="FILE", help="also write the figures there; - for standard output"
+    )
+    parser.add_argument("--price_per_chip_hour", type=float, metavar="PRICE")
+    parser.add_argument("--watts_per_chip", type=float, metavar="WATTS")
+    parser.add_argument(
+        "--sweep", action="store_true", help="compare microbatches, remat and attention"
+    )
+    parser.add_argument("--save", metavar="DIR", help="keep the compiled step there")
+    args, overrides = cli.parse_with_overrides(parser, argv)
+    topology.quiet_libtpu()
+    if args.list:
+        from albert_jax.compiling import report
+
+        print(report.chips())
+        return 0
+    if args.config is None or args.topology is None:
+        parser.error("--config and --topology are needed (or --list)")
+    cfg = config.load(args.config, overrides)
+    if cfg.model.vocab_size == 0:
+        raise UserError(
+            "model.vocab_size=0 means a token store's, and there is none here; give the number, "
+            "for example --config.model.vocab_size=30000."
+        )
+    on = topology.get(args.topology, args.slices)
+
+    from albert_jax.compiling import analysis, report
+    from albert_jax.training import compilation_cache, fitting, sharding
+    from albert_jax.training.compiler_options import compiler_options
+
+    mesh = sharding.make_mesh(cfg, on.devices)
+    options = compiler_options(on.devices[0].device_kind)
+    if args.sweep:
+        _sweep(cfg, mesh, on, options)
+        return 0
+    _say(f"compiling for {len(on.devices):,} chips of {args.topology}")
+
+    missed: list[Config] = []
+
+    def tell(candidate: Config, miss: fitting.DoesNotFitError) -> None:
+        missed.append(candidate)
+        _say(f"  {report.setting(candidate)}: {miss}")
+
+    cache = compilation_cache.Cache(args.save, described=True) if args.save else None
+    try:
+        fitted = fitting.fit(cfg, mesh, on.chip.hbm_bytes, options, cache, tell)
+    except fitting.DoesNotFitError as miss:
+        _write(args.json, report.miss_as_json(cfg, on, miss))
+        _explain(cfg, mesh, on, options, miss, missed)
+        return 1
+    if cache is not None:
+        _say(cache.account(fitted.run.config, mesh))
+    found = analysis.analyse(fitted, on)
+    _write(args.json, report.as_json(found))
+    if args.json != "-":
+        from albert_jax.training import program
+
+        print(program.describe(fitted.run), end="\n\n")
+        print(report.text(found, args.price_per_chip_hour, args.watts_per_chip))
+        print(f"\ncompiled in {found.compile_seconds:.0f} s")
+    return 0
+
+
+def _explain(
+    cfg: Config,
+    mesh: "Mesh",
+    on: topology.Slice,
+    options: dict[str, str],
+    miss: "fitting.DoesNotFitError",
+    missed: list[Config],
+) -> None:
+    """Says by how much a step does not fit, then looks for settings that do, beside those it
+    `missed`: for each rematerialisation from the asked one on, the largest microbatch.
+    """
+    from albert_jax.compiling import report
+    from albert_jax.training import fitting, sharding
+
+    over = (miss.needed - miss.available) / topology.GIB
+    _say(
+        f"error: does not fit on {on.name}: a chip needs {miss.needed / topology.GIB:.2f} GiB and "
+        f"has {miss.available / topology.GIB:.2f}; {over:.2f} GiB too much.\n"
+        "looking for settings that fit:"
+    )
+    share = cfg.train.global_batch_size // sharding.batch_shards(mesh)
+    tried = {(c.model.remat, c.train.microbatch_size or share) for c in missed}
+    largest = max(size for _, size in tried)
+    remats = fitting.REMAT_BY_COST
+    fits = False
+    for remat in remats[min(remats.index(remat) for remat, _ in tried) :]:
+        for candidate in _microbatches(cfg, largest, remat):
+            if (remat, candidate.train.microbatch_size) in tried:
+                continue
+            try:
+                fitted = fitting.compile_step(candidate, mesh, on.chip.hbm_bytes, options)
+            except fitting.DoesNotFitError:
+                continue
+            assert fitted.memory is not None
+            needed = fitted.memory.total / topology.GIB
+            _say(f"  {report.setting(candidate)}  fits: {needed:.2f} GiB")
+            fits = True
+            break
+    if not fits:
+        _say("  none; split the model with mesh.tensor, or take a larger slice or chip.")
+
+
+def _microbatches(cfg: Config, largest: int, remat: str) -> Iterator[Config]:
+    for size in range(largest, 0, -1):
+        if largest % size == 0:
+            yield dataclasses.replace(
+                cfg,
+                model=dataclasses.replace(cfg.model, remat=remat),
+                train=dataclasses.replace(cfg.train, microbatch_size=size),
+            )
+
+
+def _sweep(cfg: Config, mesh: "Mesh", on: topology.Slice, options: dict[str, str]) -> None:
+    """Compiles every combination and prints them, best first."""
+    from albert_jax.compiling import analysis, report
+    from albert_jax.training import fitting, sharding
+
+    share = cfg.train.global_batch_size // sharding.batch_shards(mesh)
+    # The smallest in which a matrix unit still has work, to the largest that ever fit.
+    sizes = [size for size in range(min(share, 64), 0, -1) if share % size == 0 and size >= 4]
+    variants = [
+        dataclasses.replace(
+            candidate, model=dataclasses.replace(candidate.model, attention=attention)
+        )
+        for attention in _SWEEP_ATTENTION
+        for remat in fitting.REMAT_BY_COST
+        for candidate in _microbatches(cfg, share, remat)
+        if candidate.train.microbatch_size in (sizes or [share])
+    ]
+    outcomes: list[tuple[Config, Any]] = []
+    with Progress("sweep", len(variants), "setting", plain_every_secs=0.0) as progress:
+        for candidate in variants:
+            try:
+                fitted = fitting.compile_step(candidate, mesh, on.chip.hbm_bytes, options)
+                outcome = analysis.analyse(fitted, on)
+            except (fitting.DoesNotFitError, UserError) as error:
+                outcome = error
+            outcomes.append((candidate, outcome))
+            progress.advance(1, report.setting(candidate))
+    print(report.sweep(outcomes))
+
+
+def _write(path: str | None, figures: dict[str, Any]) -> None:
+    if path == "-":
+        print(json.dumps(figures))
+    elif path is not None:
+        pathlib.Path(path).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def _say(line: str) -> None:
+    """Tells the person; standard output stays the report's."""
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)

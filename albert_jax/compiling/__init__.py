@@ -1,0 +1,1 @@
+"""What the TPU compiler says about a program, on a machine without a TPU."""
