@@ -12,15 +12,17 @@ compilation takes about half a minute. With --save=DIR the compiled step is kept
 that a slice that looks there (see albert_jax/training/compilation_cache.py) need not compile.
 """
 
+import argparse
 import dataclasses
 import json
 import pathlib
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from albert_jax import cli, config
-from albert_jax.compiling import topology
+from albert_jax.compiling import hlo, topology
 from albert_jax.config import Config
 from albert_jax.errors import UserError
 from albert_jax.progress import Progress
@@ -66,15 +68,32 @@ def main(argv: Sequence[str]) -> int:
         )
     on = topology.get(args.topology, args.slices)
 
-    from albert_jax.compiling import analysis, report
-    from albert_jax.training import compilation_cache, fitting, sharding
+    from albert_jax.training import sharding
     from albert_jax.training.compiler_options import compiler_options
 
     mesh = sharding.make_mesh(cfg, on.devices)
-    options = compiler_options(on.devices[0].device_kind)
-    if args.sweep:
-        _sweep(cfg, mesh, on, options)
-        return 0
+    options: dict[str, Any] = dict(compiler_options(on.devices[0].device_kind))
+    with tempfile.TemporaryDirectory() as folder:
+        if args.save is None:  # what the compiler is asked to write becomes part of what is kept
+            options |= hlo.dump_options(folder)
+        if args.sweep:
+            _sweep(cfg, mesh, on, options, folder)
+            return 0
+        return _compile(cfg, mesh, on, options, folder, args)
+
+
+def _compile(
+    cfg: Config,
+    mesh: "Mesh",
+    on: topology.Slice,
+    options: dict[str, Any],
+    folder: str,
+    args: argparse.Namespace,
+) -> int:
+    """Compiles one step and reports on it; returns the command's exit code."""
+    from albert_jax.compiling import analysis, report
+    from albert_jax.training import compilation_cache, fitting, program
+
     _say(f"compiling for {len(on.devices):,} chips of {args.topology}")
 
     missed: list[Config] = []
@@ -92,11 +111,9 @@ def main(argv: Sequence[str]) -> int:
         return 1
     if cache is not None:
         _say(cache.account(fitted.run.config, mesh))
-    found = analysis.analyse(fitted, on)
+    found = analysis.analyse(fitted, on, hlo.dumped(folder))
     _write(args.json, report.as_json(found))
     if args.json != "-":
-        from albert_jax.training import program
-
         print(program.describe(fitted.run), end="\n\n")
         print(report.text(found, args.price_per_chip_hour, args.watts_per_chip))
         print(f"\ncompiled in {found.compile_seconds:.0f} s")
@@ -107,7 +124,7 @@ def _explain(
     cfg: Config,
     mesh: "Mesh",
     on: topology.Slice,
-    options: dict[str, str],
+    options: dict[str, Any],
     miss: "fitting.DoesNotFitError",
     missed: list[Config],
 ) -> None:
@@ -155,7 +172,9 @@ def _microbatches(cfg: Config, largest: int, remat: str) -> Iterator[Config]:
             )
 
 
-def _sweep(cfg: Config, mesh: "Mesh", on: topology.Slice, options: dict[str, str]) -> None:
+def _sweep(
+    cfg: Config, mesh: "Mesh", on: topology.Slice, options: dict[str, Any], folder: str
+) -> None:
     """Compiles every combination and prints them, best first."""
     from albert_jax.compiling import analysis, report
     from albert_jax.training import fitting, sharding
@@ -177,7 +196,7 @@ def _sweep(cfg: Config, mesh: "Mesh", on: topology.Slice, options: dict[str, str
         for candidate in variants:
             try:
                 fitted = fitting.compile_step(candidate, mesh, on.chip.hbm_bytes, options)
-                outcome = analysis.analyse(fitted, on)
+                outcome = analysis.analyse(fitted, on, hlo.dumped(folder))
             except (fitting.DoesNotFitError, UserError) as error:
                 outcome = error
             outcomes.append((candidate, outcome))

@@ -12,45 +12,95 @@ The same command again continues where the run stopped, however it stopped. The 
 config.json, checkpoints/, metrics.jsonl, tensorboard/ and report/*.png. Every field of a config can
 be set with --config.SECTION.FIELD=VALUE; the fields and what they mean stand in
 albert_jax/config.py.
+
+On several machines start the same command on each of them, the workdir being on storage that all
+of them share. Cloud TPU, GKE and Slurm are recognised; elsewhere say which process is which:
+
+  python -m albert_jax.train ... --coordinator_address=host0:8476 --num_processes=4 --process_id=0
 """
 
+import argparse
+import os
 import pathlib
 import sys
+import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from albert_jax import cli, config
 from albert_jax.data import store
 from albert_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from albert_jax.training import hosts
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
+    started = time.monotonic()
     parser = cli.parser(__doc__ or "", "train")
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a config file")
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="the run's folder")
+    parser.add_argument(
+        "--profile",
+        type=_steps,
+        metavar="START:END",
+        help="trace these steps, the first being 1, for TensorBoard's profiler",
+    )
+    parser.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
+    parser.add_argument("--num_processes", type=int, metavar="N", help="of the whole run")
+    parser.add_argument("--process_id", type=int, metavar="I", help="of this one, from 0")
     args, overrides = cli.parse_with_overrides(parser, argv)
+
+    from albert_jax.training import hosts  # and JAX: after what needs none
+
+    with hosts.join(args.coordinator_address, args.num_processes, args.process_id) as processes:
+        return _train(args, overrides, processes, started)
+
+
+def _train(
+    args: argparse.Namespace, overrides: list[str], processes: "hosts.Hosts", started: float
+) -> int:
     cfg = config.load(args.config, overrides)
     if not cfg.data.path:
         raise UserError("data.path is empty; name a token store with --config.data.path=STORE.")
+    if args.profile and args.profile[1] > cfg.train.steps:
+        raise UserError(
+            f"--profile={args.profile[0]}:{args.profile[1]} ends after "
+            f"train.steps={cfg.train.steps}."
+        )
     data = store.open_store(cfg.data.path)
 
-    import jax  # after the checks that need no device
+    import jax
 
     from albert_jax.training import loop, program, sharding
 
+    if jax.default_backend() != "cpu" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        # A restart finds the compiled steps there. (A CPU's would not run on every other CPU.)
+        jax.config.update("jax_compilation_cache_dir", str(args.workdir / "compilation_cache"))
     cfg = loop.resolve(cfg, data)
     mesh = sharding.make_mesh(cfg, jax.devices())
     run = program.build(cfg, mesh)
-    print(program.describe(run))
-    for warning in config.recipe_warnings(cfg):
-        print(f"warning: {warning}", file=sys.stderr)
-    if not loop.train(run, data, args.workdir):
+    if processes.leader:
+        print(program.describe(run))
+        for warning in config.recipe_warnings(cfg):
+            print(f"warning: {warning}", file=sys.stderr)
+    if not loop.train(run, data, args.workdir, processes, args.profile, started):
         return 1
-    print(
-        f"done: checkpoints, metrics.jsonl and report/ are in {args.workdir}\n"
-        f"next: python -m albert_jax.evaluate --workdir={args.workdir}"
-    )
+    if processes.leader:
+        print(
+            f"done: checkpoints, metrics.jsonl and report/ are in {args.workdir}\n"
+            f"next: python -m albert_jax.evaluate --workdir={args.workdir}"
+        )
     return 0
+
+
+def _steps(text: str) -> tuple[int, int]:
+    """START:END as numbers, 1 <= START <= END."""
+    start, _, end = text.partition(":")
+    if not (start.isdigit() and end.isdigit() and 1 <= int(start) <= int(end)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not START:END with 1 <= START <= END")
+    return int(start), int(end)
 
 
 if __name__ == "__main__":

@@ -17,4 +17,5 @@ def get_config(arg: str = "v2") -> ml_collections.ConfigDict:
     c.model.num_hidden_layers = 24
     c.model.num_attention_heads = 16
     c.model.intermediate_size = 8192
+    c.train.microbatch_size = 16
     return c

@@ -1,6 +1,7 @@
 """Reads a TPU's optimised program, and counts in it what a step really does.
 
-In:  the text of a compiled program (`compiled.as_text()`).
+In:  the text of a compiled program: `compiled.as_text()`, or what the compiler wrote itself when
+     given `dump_options` (JAX's printer fails on some programs for v5p and v6e).
 Out: a `Module`; operations, cycles and bytes of one run of it on one chip, each loop body as often
      as its loop turns.
 
@@ -12,12 +13,14 @@ Sources: the text's grammar and a convolution's operations are XLA's (openxla/xl
 service/hlo_cost_analysis); "estimated_cycles" is libtpu's own model of each instruction.
 """
 
+import collections
 import dataclasses
 import functools
 import math
+import pathlib
 import re
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128, "token": 0, "opaque": 0}
 
@@ -53,6 +56,18 @@ _COMPUTATION = re.compile(r"(ENTRY )?%([^\s(]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%(\S+) = ")
 _ARRAY = re.compile(r"([a-z]\w*)\[([^\]]*)\](?:\{([^}]*)\})?")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+
+
+def dump_options(folder: str) -> dict[str, Any]:
+    """Compiler options that leave the program's text in `folder`, for `dumped`."""
+    return {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+
+
+def dumped(folder: str) -> str | None:
+    """The text of the training step compiled last with them; None where there is none."""
+    files = list(pathlib.Path(folder).glob("*train_step*.after_codegen.txt"))
+    newest = max(files, key=lambda file: file.stat().st_mtime, default=None)
+    return newest.read_text(encoding="utf-8") if newest else None
 
 
 class UnreadableError(Exception):
@@ -233,6 +248,15 @@ class Module:
             for instruction in execution.computation.instructions.values()
             if instruction.opcode in ("dot", "convolution")
         )
+
+    def kernel_calls(self) -> collections.Counter[str]:
+        """How often each Pallas kernel runs on one chip, by its name."""
+        calls: collections.Counter[str] = collections.Counter()
+        for execution in self.executions:
+            for instruction in execution.computation.instructions.values():
+                if 'custom_call_target="tpu_custom_call"' in instruction.attributes:
+                    calls[re.sub(r"\.\d+$", "", instruction.name)] += execution.times
+        return calls
 
     def cycles(self, scope: str = "", outside_loops: bool = False) -> int:
         """The compiler's estimate of all instructions, without collectives and kernels.

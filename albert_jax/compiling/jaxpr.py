@@ -24,7 +24,8 @@ class Kernel:
     Attributes:
         name: its function's.
         calls: on all devices together.
-        flops: operations of its matrix products.
+        flops: operations of its matrix products; as its author declares them, if at all, since a
+            body may multiply by zeros to suit the matrix unit.
         mxu_flops: the same with the sides of each product rounded up to the matrix unit's.
         bytes: read and written in the main memory, if each block is fetched when its turn comes.
         turns: of its grid.
@@ -128,6 +129,8 @@ def _kernel(equation: Any, mxu_width: int) -> Kernel:
             * block.array_aval.dtype.itemsize
             for block in mapping.block_mappings
         )
+    if estimate is not None and estimate.flops:
+        flops = int(estimate.flops)
     name = str(params.get("name") or getattr(params.get("name_and_src_info"), "name", "kernel"))
     return Kernel(name, 0, flops, mxu_flops, moved, turns)
 

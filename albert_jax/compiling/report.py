@@ -47,7 +47,7 @@ def as_json(found: Analysis) -> dict[str, Any]:
         "mesh": found.mesh,
         "microbatch_size": found.config.train.microbatch_size,
         "remat": found.config.model.remat,
-        "attention": found.config.model.attention,
+        "attention": found.attention,
         "hbm_bytes_per_chip": found.on.chip.hbm_bytes,
         "memory_bytes_per_chip": found.memory.total,
         "memory": dataclasses.asdict(found.memory),
@@ -239,7 +239,11 @@ def _time(found: Analysis, price_per_chip_hour: float | None, watts_per_chip: fl
             f"at {chip.link_bandwidth / 1e9:g} GB/s a link and direction",
         ),
         ("between slices", estimate.network, f"at {chip.dcn_bandwidth / 1e9:g} GB/s a chip"),
-        ("Pallas kernels", estimate.kernels, "by their products and traffic"),
+        (
+            "Pallas kernels",
+            estimate.kernels,
+            "by the compiler's schedule of ours, the products and traffic of others",
+        ),
         (
             "step",
             estimate.step,

@@ -5,8 +5,9 @@ In:  an `examples.ExampleBuilder`, which steps (or the whole split once), the ba
 Out: a generator of batches as `ExampleBuilder.rows` makes them; the arrays are read-only, not
      copied.
 
-Promise: step s holds examples [s * batch_size, (s + 1) * batch_size) of the run, whatever the hosts
-and the step it was begun at. Closing the generator early ends its threads, and what the builder
+Promise: batch b holds examples [b * batch_size, (b + 1) * batch_size) of the run, and step s takes
+batch s (where batches are skipped, the s-th of the others), whatever the hosts and the step it was
+begun at. Closing the generator early ends its threads, and what the builder
 raises comes out as it is. TensorFlow is imported when the first batch is asked for, and kept off
 accelerators.
 """
@@ -33,6 +34,7 @@ def training_batches(
     last_step: int,
     batch_size: int,
     rows: Sequence[tuple[int, int]],
+    skipped: Sequence[int] = (),
 ) -> Generator[dict[str, np.ndarray], None, None]:
     """This host's rows of the batches of steps [first_step, last_step).
 
@@ -43,13 +45,22 @@ def training_batches(
         batch_size: B, examples a step over all hosts.
         rows: ranges [start, stop) of a batch's rows, in the order in which they are wanted;
             `[(0, batch_size)]` for all of them.
+        skipped: numbers of batches that are left out.
     """
     rows_b = _numbers(rows, batch_size)
 
     def examples_of(step: int) -> np.ndarray:
-        return step * batch_size + rows_b
+        return batch_number(step, skipped) * batch_size + rows_b
 
     return _stream(builder, examples_of, first_step, last_step)
+
+
+def batch_number(step: int, skipped: Sequence[int]) -> int:
+    """Which batch a step takes: the step-th, from 0, of those that are not skipped."""
+    number = step
+    for left_out in sorted(skipped):
+        number += left_out <= number
+    return number
 
 
 def evaluation_batches(

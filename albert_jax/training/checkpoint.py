@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -18,6 +19,14 @@ from albert_jax.training import step
 
 _PARTS = ("params", "training")
 _BEST_BY = "loss"
+
+
+def newest_in(folder: pathlib.Path) -> int | None:
+    """The step of the newest whole checkpoint there, without opening any; None where none is."""
+    if not folder.is_dir():
+        return None
+    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+    return max(steps, default=None)
 
 
 class Checkpoints:
@@ -59,7 +68,9 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._manager.close()
+        # To close it is to wait for the other processes, which an error may keep from coming.
+        if error is None or jax.process_count() == 1:
+            self._manager.close()
 
     @property
     def newest(self) -> int | None:
@@ -77,13 +88,24 @@ class Checkpoints:
         known = [self._manager.metrics(number) for number in self._manager.all_steps()]
         return min((metrics[_BEST_BY] for metrics in known if metrics), default=None)
 
-    def save(self, state: step.TrainState, number: int, metrics: dict[str, float] | None) -> None:
+    def seconds(self, number: int) -> dict[str, float]:
+        """How long what led to checkpoint `number` took, by kind (see `goodput.Clock`)."""
+        return dict(self._manager.metadata(number).custom_metadata or {})
+
+    def save(
+        self,
+        state: step.TrainState,
+        number: int,
+        metrics: dict[str, float] | None,
+        seconds: dict[str, float],
+    ) -> None:
         """Starts to save; returns as soon as the state may be overwritten.
 
         Args:
             state: what `number` steps made.
             number: the step; saving the same one again does nothing.
             metrics: of the validation split at this step, if it was evaluated.
+            seconds: how long it all took, by kind.
         """
         if number in self._manager.all_steps():
             return
@@ -95,6 +117,7 @@ class Checkpoints:
                 params=ocp.args.StandardSave(state.params), training=ocp.args.StandardSave(rest)
             ),
             metrics=metrics,
+            custom_metadata=seconds,
         )
 
     def wait(self) -> None:

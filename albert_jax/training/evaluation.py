@@ -13,6 +13,8 @@ from albert_jax.errors import UserError
 from albert_jax.training import sharding
 from albert_jax.training.program import Program
 
+_BATCHES_AHEAD = 3
+
 
 def held_out(data: DataConfig) -> DataConfig:
     """How validation text is cut and masked: the same in every run of one sequence length, so that
@@ -44,10 +46,12 @@ def evaluate(
         UserError: nothing to evaluate on.
     """
     rows = program.config.train.global_batch_size
-    sums = [
-        program.eval_step(params, sharding.to_global(batch, program.batch_sharding, rows))
-        for batch in batches
-    ]
+    sums = []
+    for batch in batches:
+        whole = sharding.to_global(batch, program.batch_sharding, rows)
+        sums.append(program.eval_step(params, whole))
+        # The host stays near the device, so that it can break off and no batches pile up there.
+        jax.block_until_ready(sums[-_BATCHES_AHEAD:][0])
     # Added up in float64 here: a split may have more masked words than float32 can count.
     if not sums:
         raise UserError("the validation split has no examples; prepare the store with more text.")

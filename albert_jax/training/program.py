@@ -26,6 +26,7 @@ class Program:
 
     Attributes:
         config, mesh, model: what it is made from.
+        attention: the implementation that the steps use.
         batch_sharding: how batches lie on the mesh.
         abstract_state: shapes, dtypes and shardings of the state.
         init: () -> state at step 0, born sharded.
@@ -36,6 +37,7 @@ class Program:
     config: Config
     mesh: Mesh
     model: pretraining.PretrainingModel
+    attention: str
     batch_sharding: NamedSharding
     abstract_state: step.TrainState
     init: Callable[[], step.TrainState]
@@ -133,6 +135,7 @@ def build(config: Config, mesh: Mesh) -> Program:
         config=config,
         mesh=mesh,
         model=whole_model,
+        attention=implementation,
         batch_sharding=batch_sharding,
         abstract_state=jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -181,7 +184,7 @@ def describe(run: Program) -> str:
         f"model: {sum(counts.values()):,} parameters: {listed}\n"
         f"devices: {mesh.size} x {device.device_kind}, mesh "
         + " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-        + f"; {config.model.dtype}\n"
+        + f"; {config.model.dtype}, {run.attention} attention\n"
         f"batch: {config.train.global_batch_size} sequences of {config.data.max_seq_length}, "
         f"{share} a device"
         + (f" in {share // micro} microbatches of {micro}" if micro < share else "")

@@ -79,7 +79,8 @@ def test_large_gradients_are_reduced_once_and_kernels_gathered_once(xxlarge: Com
     assert 6 <= len(reductions) <= 9
     assert sum(c.bytes * c.times_per_step for c in reductions) <= 0.84 * GIB
     assert sum(c.bytes * c.times_per_step for c in gathers) <= 0.42 * GIB
-    assert {c.dtype for c in gathers} == {"bf16"} and {c.dtype for c in reductions} == {"f32"}
+    assert {c.dtype for c in gathers} == {"bf16"}
+    assert {c.dtype for c in reductions} == {"f32"}
 
 
 def test_little_is_computed_twice(xxlarge: Compiled):
@@ -131,7 +132,8 @@ def test_only_parts_cross_between_slices():
     assert step.found.collectives is not None
     crossing = [c for c in step.found.collectives if c.across_slices]
     largest_part = 4 * 1024 * 4096 // 4  # float32, a fourth on each of a slice's chips
-    assert crossing and max(c.bytes for c in crossing) <= largest_part
+    assert crossing
+    assert max(c.bytes for c in crossing) <= largest_part
     assert all(not c.in_loop and set(c.axes) <= {"slice"} for c in crossing)
 
 

@@ -1,0 +1,93 @@
+"""A run's folder: whose it is, that it is this run's, and which batches the run leaves out.
+
+Process 0 alone writes here (checkpoints apart); the others are told what it found.
+"""
+
+import fcntl
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import TextIO
+
+from albert_jax import config as config_lib
+from albert_jax.config import Config
+from albert_jax.errors import UserError
+from albert_jax.training import hosts as hosts_lib
+
+_SKIPPED = "skipped_batches.json"
+
+
+def prepare(workdir: pathlib.Path, config: Config) -> TextIO:
+    """Makes the folder or checks that it holds this very run; returns the lock that keeps others
+    out while it is open.
+
+    Raises:
+        UserError: another run's folder, one in use, or one that cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: {error.strerror}.") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UserError(f"--workdir={workdir}: another process is training there.") from None
+    path = workdir / "config.json"
+    if path.exists():
+        differing = config_lib.differing_fields(config, config_lib.read_workdir(workdir))
+        if differing:
+            raise UserError(
+                f"--workdir={workdir} holds a run with another config; choose another folder, "
+                "or set back:\n  " + "\n  ".join(differing)
+            )
+    else:
+        _write_whole(path, config.to_json())
+    return lock
+
+
+def check_shared(workdir: pathlib.Path, config: Config, hosts: hosts_lib.Hosts) -> None:
+    """Checks that all processes were given the same config, and see the same folder.
+
+    Process 0 has to have prepared it. Every process calls this.
+
+    Raises:
+        UserError: in a process where something differs.
+    """
+    leaders = config_lib.resolve(json.loads(hosts.share("config", config.to_json)))
+    if differing := config_lib.differing_fields(config, leaders):
+        raise UserError(
+            f"process {hosts.index} was given another config or store than process 0:\n  "
+            + "\n  ".join(differing)
+        )
+    if not (workdir / "config.json").exists():
+        raise UserError(
+            f"--workdir={workdir} is another folder on process {hosts.index} than on process 0; "
+            "choose one on storage that all of them share."
+        )
+
+
+def read_skipped(workdir: pathlib.Path) -> list[int]:
+    """The numbers of the batches that the run leaves out.
+
+    Raises:
+        UserError: a file that does not say so.
+    """
+    path = workdir / _SKIPPED
+    if not path.exists():
+        return []
+    try:
+        return [int(number) for number in json.loads(path.read_text(encoding="utf-8"))]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} is no list of batch numbers: {error}") from None
+
+
+def write_skipped(workdir: pathlib.Path, numbers: Sequence[int]) -> None:
+    """Writes them down, whole or not at all."""
+    _write_whole(workdir / _SKIPPED, json.dumps(sorted(numbers)) + "\n")
+
+
+def _write_whole(path: pathlib.Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
