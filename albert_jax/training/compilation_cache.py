@@ -31,6 +31,7 @@ from jax.sharding import Mesh
 from albert_jax.config import Config
 from albert_jax.errors import UserError
 
+FOLDER = "compilation_cache"  # of a workdir
 _MANIFEST = "made_for.json"
 _HIT = "/jax/compilation_cache/cache_hits"
 

@@ -38,6 +38,8 @@ def load(
     size = batch_size or cfg.train.global_batch_size
     cfg = dataclasses.replace(
         cfg,
+        # It may have been trained on another platform, with a kernel that there is not here.
+        model=dataclasses.replace(cfg.model, attention="auto"),
         mesh=config_lib.MeshConfig(data=-1, fsdp=1, tensor=1),
         train=dataclasses.replace(
             cfg.train, global_batch_size=-(-size // len(devices)) * len(devices), microbatch_size=0

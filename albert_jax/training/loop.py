@@ -25,13 +25,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from albert_jax.config import Config
+from albert_jax.config import AUTO, Config
 from albert_jax.data import examples, pipeline, store
 from albert_jax.errors import UserError
 from albert_jax.progress import Progress
 from albert_jax.training import (
     checkpoint,
+    compilation_cache,
     evaluation,
+    fitting,
     goodput,
     hosts,
     inference,
@@ -43,6 +45,7 @@ from albert_jax.training import (
     telemetry,
 )
 from albert_jax.training import workdir as workdir_lib
+from albert_jax.training.compiler_options import compiler_options
 
 _STEPS_AHEAD = 2  # of the device; more would only be longer to wait for when the run must stop
 
@@ -178,7 +181,7 @@ class _Loop:
                 self._progress.write(f"goes on after step {number}")
             if self._profile and number >= self._profile[0]:
                 self._progress.write(f"--profile: step {self._profile[0]} is done already")
-            train_step = self._compile(state) if number < total else self._program.train_step
+            train_step = self._compile() if number < total else self._program.train_step
             self._last_save = time.monotonic()
             self._start_window(number)
             self._clock.turn_to("step")
@@ -255,15 +258,11 @@ class _Loop:
         )
         self._batches: Iterator[dict[str, np.ndarray]] = self._stream
 
-    def _compile(self, state: step.TrainState) -> TrainStep:
+    def _compile(self) -> TrainStep:
         """The compiled step. A run that must stop does not wait for it, and ends here."""
         began = time.monotonic()
         with self._clock.during("compile"):
-            compiled = _in_background(
-                lambda: self._program.train_step.lower(
-                    state, self._program.abstract_batch()
-                ).compile()
-            )
+            compiled = _in_background(self._fitted_step)
             # The first batch is made meanwhile.
             self._batches = itertools.chain([next(self._stream)], self._stream)
             while not compiled.done() and not self._hosts.stop_asked:
@@ -274,10 +273,33 @@ class _Loop:
                     f"goes on after step {self._saved.newest or 0}."
                 )
                 self._hosts.leave()
-            train_step = compiled.result()
+            train_step, notes = compiled.result()
             self._hosts.meet("compiled")
-        self._progress.write(f"compiled in {time.monotonic() - began:.1f} s")
+        self._progress.write(f"compiled in {time.monotonic() - began:.1f} s{notes}")
         return train_step
+
+    def _fitted_step(self) -> tuple[TrainStep, str]:
+        """The step, compiled with whatever the config leaves open, and what to say of it."""
+        config, mesh = self._config, self._program.mesh
+        device = mesh.local_devices[0]
+        cache = None
+        if device.platform != "cpu" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+            cache = compilation_cache.Cache(str(self._workdir / compilation_cache.FOLDER))
+        limit, options = fitting.memory_limit(device), compiler_options(device.device_kind)
+        try:
+            fitted = fitting.fit(config, mesh, limit, options, cache)
+        except fitting.DoesNotFitError as miss:
+            raise UserError(
+                f"the training step {miss}; give train.microbatch_size=auto and "
+                "model.remat=auto, a smaller train.microbatch_size, or model.remat=full."
+            ) from None
+        chosen, notes = fitted.run.config, ""
+        if config.train.microbatch_size == AUTO or config.model.remat == "auto":
+            size = chosen.train.microbatch_size or "the whole share"
+            notes += f", train.microbatch_size={size}, model.remat={chosen.model.remat}"
+        if cache is not None:
+            notes += f"; {cache.account(chosen, mesh)}"
+        return fitted.compiled, notes
 
     def _next_batch(self) -> dict[str, jax.Array]:
         with self._clock.during("data_wait"):
@@ -288,10 +310,15 @@ class _Loop:
 
     def _keep_near(self, state: step.TrainState) -> None:
         """Waits until the device is only _STEPS_AHEAD behind."""
-        self._in_flight.append(self._copy(state.step))
-        if len(self._in_flight) > _STEPS_AHEAD:
-            jax.block_until_ready(self._in_flight.popleft())
-            self._clock.moved()
+        if jax.default_backend() == "cpu":
+            # Its few threads run everything: a copy that waits for a step can hold the very one
+            # that another device's part of the step needs.
+            jax.block_until_ready(state.step)
+        else:
+            self._in_flight.append(self._copy(state.step))
+            if len(self._in_flight) > _STEPS_AHEAD:
+                jax.block_until_ready(self._in_flight.popleft())
+        self._clock.moved()
 
     def _roll_back(self, bad_step: int) -> tuple[step.TrainState, int]:
         """Leaves out the batch of a step that was not finite; back to the newest checkpoint."""
@@ -436,7 +463,7 @@ class _Loop:
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             yield
         if number == last and self._tracing:
-            jax.block_until_ready(self._in_flight[-1])
+            jax.block_until_ready(list(self._in_flight))
             jax.profiler.stop_trace()
             self._tracing = False
             self._progress.write(

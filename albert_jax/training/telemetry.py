@@ -7,6 +7,7 @@ appended to, but for a restart, which first takes back the lines of steps that w
 
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -57,6 +58,7 @@ class MetricsLog:
             row["split"] = split
         self._file.write(json.dumps({**row, **values}) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())  # a mounted bucket keeps only what was asked for
         scalars = {f"{split}/{name}": value for name, value in values.items() if value is not None}
         self._tensorboard.write_scalars(step, scalars)
 
