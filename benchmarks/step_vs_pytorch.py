@@ -16,6 +16,7 @@ import pathlib
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the card is shared with PyTorch
 
@@ -152,7 +153,8 @@ def torch_step(cfg: Config, batch: dict[str, np.ndarray], device: str) -> Callab
             classifier_dropout_prob=size.hidden_dropout_prob,
         )
     )
-    model = model.train().to(where)
+    model: Any = model.train()
+    model.to(where)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
     tensors = {name: torch.from_numpy(array).long().to(where) for name, array in batch.items()}
     cross_entropy = torch.nn.functional.cross_entropy

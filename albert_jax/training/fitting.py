@@ -150,8 +150,17 @@ def compile_step(
     cache: Cache | None = None,
 ) -> Fitted:
     """Compiles the step of a config without `auto`; arguments and errors as in `fit`."""
-    start = time.monotonic()
-    run = program.build(config, mesh)
+    return compile_program(program.build(config, mesh), available, options, cache)
+
+
+def compile_program(
+    run: program.Program,
+    available: int | None,
+    options: Mapping[str, str] | None = None,
+    cache: Cache | None = None,
+) -> Fitted:
+    """Compiles a program's step; the other arguments and errors as in `fit`."""
+    start, mesh = time.monotonic(), run.mesh
     traced = run.train_step.trace(run.abstract_state, run.abstract_batch())
     lowered = traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,))
     try:

@@ -286,15 +286,19 @@ class _Loop:
         if device.platform != "cpu" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
             cache = compilation_cache.Cache(str(self._workdir / compilation_cache.FOLDER))
         limit, options = fitting.memory_limit(device), compiler_options(device.device_kind)
+        left_open = config.train.microbatch_size == AUTO or config.model.remat == "auto"
         try:
-            fitted = fitting.fit(config, mesh, limit, options, cache)
+            if left_open:
+                fitted = fitting.fit(config, mesh, limit, options, cache)
+            else:
+                fitted = fitting.compile_program(self._program, limit, options, cache)
         except fitting.DoesNotFitError as miss:
             raise UserError(
                 f"the training step {miss}; give train.microbatch_size=auto and "
                 "model.remat=auto, a smaller train.microbatch_size, or model.remat=full."
             ) from None
         chosen, notes = fitted.run.config, ""
-        if config.train.microbatch_size == AUTO or config.model.remat == "auto":
+        if left_open:
             size = chosen.train.microbatch_size or "the whole share"
             notes += f", train.microbatch_size={size}, model.remat={chosen.model.remat}"
         if cache is not None:
