@@ -42,9 +42,9 @@ def outcome(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compile")
     seen, original = [], analysis.analyse
 
-    def look(fitted, on):
+    def look(fitted, on, text):
         seen.append((fitted, on))
-        return original(fitted, on)
+        return original(fitted, on, text)
 
     with pytest.MonkeyPatch.context() as patch:
         printed: list[str] = []
