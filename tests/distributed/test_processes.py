@@ -181,8 +181,8 @@ def test_what_is_wrong_on_one_host_ends_all_and_is_named(store, tmp_path):
     missing = tmp_path / "not_mounted_here"
     run = start(tmp_path / "logs", [store, missing], tmp_path / "run", 1, (2, 1, 1))
     assert run.wait(60) == [1, 1], run.logs()
-    assert f"error: {missing}" in run.log(1)
-    assert f"error: process 1 of 2 stopped: {missing}" in run.log(0)
+    assert f"error: no token store {missing}" in run.log(1)
+    assert f"process 1 of 2 stopped: no token store {missing}" in run.log(0)
     assert "Traceback" not in run.logs()
 
 
