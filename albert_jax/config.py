@@ -356,13 +356,15 @@ def read_workdir(workdir: pathlib.Path) -> Config:
         raise UserError(f"{path} is not a config: {error}") from None
 
 
-def differing_fields(ours: Config, theirs: Config) -> list[str]:
-    """`section.field: theirs -> ours` for every field that decides what a run computes."""
+def differing_fields(
+    ours: Config, theirs: Config, allowed: frozenset[str] = CHANGEABLE
+) -> list[str]:
+    """`section.field: theirs there, ours now` for every field that differs and is not allowed to."""
     ours_flat, theirs_flat = _flatten(ours), _flatten(theirs)
     return [
         f"{name}: {theirs_flat[name]!r} there, {value!r} now"
         for name, value in ours_flat.items()
-        if name not in CHANGEABLE and value != theirs_flat[name]
+        if name not in allowed and value != theirs_flat[name]
     ]
 
 

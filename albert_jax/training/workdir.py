@@ -55,7 +55,9 @@ def check_shared(workdir: pathlib.Path, config: Config, hosts: hosts_lib.Hosts) 
         UserError: in a process where something differs.
     """
     leaders = config_lib.resolve(json.loads(hosts.share("config", config.to_json)))
-    if differing := config_lib.differing_fields(config, leaders):
+    # Even what may change from start to start: on two meshes, they would wait for each other.
+    allowed = frozenset({"data.path"})
+    if differing := config_lib.differing_fields(config, leaders, allowed):
         raise UserError(
             f"process {hosts.index} was given another config or store than process 0:\n  "
             + "\n  ".join(differing)
