@@ -359,7 +359,7 @@ def read_workdir(workdir: pathlib.Path) -> Config:
 def differing_fields(
     ours: Config, theirs: Config, allowed: frozenset[str] = CHANGEABLE
 ) -> list[str]:
-    """`section.field: theirs there, ours now` for every field that differs and is not allowed to."""
+    """`section.field: theirs there, ours now` for each field that differs and may not."""
     ours_flat, theirs_flat = _flatten(ours), _flatten(theirs)
     return [
         f"{name}: {theirs_flat[name]!r} there, {value!r} now"

@@ -20,7 +20,6 @@ of them share. Cloud TPU, GKE and Slurm are recognised; elsewhere say which proc
 """
 
 import argparse
-import os
 import pathlib
 import sys
 import time
@@ -73,11 +72,8 @@ def _train(
 
     import jax
 
-    from albert_jax.training import compilation_cache, loop, program, sharding
+    from albert_jax.training import loop, program, sharding
 
-    if jax.default_backend() != "cpu" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        # A restart finds the compiled steps there. (A CPU's would not run on every other CPU.)
-        jax.config.update("jax_compilation_cache_dir", str(args.workdir / compilation_cache.FOLDER))
     cfg = loop.resolve(cfg, data)
     mesh = sharding.make_mesh(cfg, jax.devices())
     run = program.build(cfg, mesh)

@@ -37,12 +37,12 @@ _HIT = "/jax/compilation_cache/cache_hits"
 
 
 class Cache:
-    """A folder of compiled programs.
+    """A folder of compiled programs. From here on JAX keeps there whatever it compiles.
 
     Args:
         directory: made when it is needed.
         described: the devices are only described. Programs for them can be kept but not loaded,
-            so they are always compiled.
+            so they are always compiled; and of all programs only those are kept.
 
     Attributes:
         loaded: whether the last program was in the folder.
@@ -51,6 +51,8 @@ class Cache:
     def __init__(self, directory: str, described: bool = False) -> None:
         self.loaded = False
         self._directory, self._described = directory, described
+        if not described:
+            _configure(_keeping_in(directory))
 
     def compile(
         self, lowered: jax.stages.Lowered, options: Mapping[str, str]
@@ -70,8 +72,7 @@ class Cache:
 
         jax.monitoring.register_event_listener(count)
         try:
-            with _cache_in(self._directory):
-                compiled = lowered.compile(dict(options))
+            compiled = lowered.compile(dict(options))
         finally:
             jax.monitoring.unregister_event_listener(count)
         self.loaded = bool(hits)
@@ -122,23 +123,29 @@ class Cache:
 @contextmanager
 def _cache_in(directory: str) -> Iterator[None]:
     """JAX keeps every program compiled inside, and nothing before or after, in `directory`."""
-    settings = {
+    settings = _keeping_in(directory)
+    before = {name: getattr(jax.config, name) for name in settings}
+    _configure(settings)
+    try:
+        yield
+    finally:
+        _configure(before)
+
+
+def _keeping_in(directory: str) -> dict[str, Any]:
+    return {
         "jax_compilation_cache_dir": directory,
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
         # Folders of the compiler's own would become part of the hash.
         "jax_persistent_cache_enable_xla_caches": "none",
     }
-    before = {name: getattr(jax.config, name) for name in settings}
+
+
+def _configure(settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
         jax.config.update(name, value)
     reset_cache()  # JAX looks up the folder once; this makes it look again
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        reset_cache()
 
 
 def _made_for(config: Config, mesh: Mesh) -> dict[str, str]:

@@ -164,6 +164,11 @@ class _Loop:
         )
         self._best = saved.best_loss
         self._skipped = processes.share("skipped", lambda: workdir_lib.read_skipped(workdir))
+        self._cache: compilation_cache.Cache | None = None
+        if jax.default_backend() != "cpu":  # one CPU's programs would not run on every other
+            kept = workdir / compilation_cache.FOLDER
+            directory = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(kept))
+            self._cache = compilation_cache.Cache(directory)
         # A copy of the step outlives the state that the next step takes over.
         self._copy = jax.jit(lambda number: number + 0)
         self._in_flight: collections.deque[jax.Array] = collections.deque()
@@ -280,11 +285,8 @@ class _Loop:
 
     def _fitted_step(self) -> tuple[TrainStep, str]:
         """The step, compiled with whatever the config leaves open, and what to say of it."""
-        config, mesh = self._config, self._program.mesh
+        config, mesh, cache = self._config, self._program.mesh, self._cache
         device = mesh.local_devices[0]
-        cache = None
-        if device.platform != "cpu" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-            cache = compilation_cache.Cache(str(self._workdir / compilation_cache.FOLDER))
         limit, options = fitting.memory_limit(device), compiler_options(device.device_kind)
         left_open = config.train.microbatch_size == AUTO or config.model.remat == "auto"
         try:
@@ -314,14 +316,9 @@ class _Loop:
 
     def _keep_near(self, state: step.TrainState) -> None:
         """Waits until the device is only _STEPS_AHEAD behind."""
-        if jax.default_backend() == "cpu":
-            # Its few threads run everything: a copy that waits for a step can hold the very one
-            # that another device's part of the step needs.
-            jax.block_until_ready(state.step)
-        else:
-            self._in_flight.append(self._copy(state.step))
-            if len(self._in_flight) > _STEPS_AHEAD:
-                jax.block_until_ready(self._in_flight.popleft())
+        self._in_flight.append(self._copy(state.step))
+        if len(self._in_flight) > _STEPS_AHEAD:
+            jax.block_until_ready(self._in_flight.popleft())
         self._clock.moved()
 
     def _roll_back(self, bad_step: int) -> tuple[step.TrainState, int]:
