@@ -25,6 +25,7 @@ import ml_collections
 from albert_jax.errors import UserError
 
 ACTIVATIONS = ("gelu_new", "gelu", "relu")
+MODEL_TYPES = ("albert", "bert", "roberta", "distilbert")
 OBJECTIVES = ("sop", "nsp", "none")
 DTYPES = ("bfloat16", "float32")
 REMAT = ("auto", "none", "dots", "full")
@@ -36,10 +37,12 @@ SINGLE_SENTENCE = ("split", "random_next")
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The encoder and its pretraining heads. Defaults: ALBERT base, v2."""
+    """The encoder and its heads. Defaults: ALBERT base, v2."""
 
+    model_type: str = "albert"  # whose heads and file formats; the sizes below say all the rest
     vocab_size: int = 30_000  # pieces; 0 = the token store's
     embedding_size: int = 128  # E; a projection to hidden_size follows where they differ
+    project_embeddings: bool = False  # where they do not differ as well, as Transformers' ALBERT
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_hidden_groups: int = 1  # layer i uses parameter set floor(i * groups / layers)
@@ -51,8 +54,12 @@ class ModelConfig:
     hidden_act: str = "gelu_new"  # gelu_new: tanh approximation; gelu: erf; relu
     hidden_dropout_prob: float = 0.0  # v2; v1 has 0.1 (xxlarge: 0)
     attention_probs_dropout_prob: float = 0.0
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
+    classifier_dropout_prob: float = 0.1  # before a fine-tuned head
+    max_position_embeddings: int = 512  # rows of the table
+    position_offset: int = 0  # the row of a sequence's first position; RoBERTa: 2
+    type_vocab_size: int = 2  # kinds of segment; 0 = no table (DistilBERT)
+    pad_token_id: int = 0  # RoBERTa: 1
+    pooler: bool = True  # dense layer and tanh over [CLS]; RoBERTa and DistilBERT train without
     initializer_range: float = 0.02  # sigma of the normal, cut at two sigma
     layer_norm_eps: float = 1e-12
     sentence_objective: str = "sop"  # sop: order; nsp: next sentence; none: no sentence head
@@ -72,12 +79,17 @@ class ModelConfig:
             "num_attention_heads",
             "intermediate_size",
             "max_position_embeddings",
-            "type_vocab_size",
         ):
             _at_least("model", self, name, 1)
-        _at_least("model", self, "vocab_size", 0)
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        for name in ("vocab_size", "type_vocab_size", "position_offset", "pad_token_id"):
+            _at_least("model", self, name, 0)
+        for name in (
+            "hidden_dropout_prob",
+            "attention_probs_dropout_prob",
+            "classifier_dropout_prob",
+        ):
             _between("model", self, name, 0.0, 0.9)
+        _one_of("model", self, "model_type", MODEL_TYPES)
         _positive("model", self, "initializer_range")
         _positive("model", self, "layer_norm_eps")
         _one_of("model", self, "hidden_act", ACTIVATIONS)
@@ -92,6 +104,11 @@ class ModelConfig:
                 f"model.num_attention_heads={self.num_attention_heads} does not divide "
                 f"model.hidden_size={self.hidden_size}; nearest that do: "
                 f"{' and '.join(map(str, sorted(nearest)))}."
+            )
+        if self.sentence_objective != "none" and not self.pooler:
+            raise UserError(
+                f"model.pooler=False, but model.sentence_objective={self.sentence_objective} is "
+                "predicted from the pooler; set it to True, or the objective to none."
             )
         for name in ("num_hidden_groups", "attention_groups", "ffn_groups"):
             _between("model", self, name, 0, self.num_hidden_layers, "model.num_hidden_layers")
@@ -113,6 +130,7 @@ class DataConfig:
     masked_lm_prob: float = 0.15
     ngram: int = 3  # longest run of words masked together; p(n) is proportional to 1/n
     short_seq_prob: float = 0.1  # share of documents cut to a random shorter length
+    whole_word_masking: bool = True  # False: every piece is a word of its own (BERT, RoBERTa)
     single_sentence: str = "split"  # a chunk of one sentence; random_next: as released, leaks topic
     seed: int = 0
 
@@ -153,7 +171,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """LAMB or AdamW as released with ALBERT; the schedule is theirs too."""
+    """LAMB or AdamW as released with ALBERT, and the schedule too; or as its later relatives."""
 
     name: str = "lamb"
     learning_rate: float = 0.00176  # peak; 0.005 * sqrt(batch / 32768) for LAMB
@@ -163,6 +181,8 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-6  # outside the root
+    bias_correction: bool = False  # of the moments (Adam as published); True: RoBERTa, DistilBERT
+    decay_from_warmup: bool = False  # True: the decay to 0 begins where the warm-up ends
 
     def __post_init__(self) -> None:
         """Raises UserError for values that make no optimizer."""
@@ -175,6 +195,36 @@ class OptimizerConfig:
         _between("optimizer", self, "beta1", 0.0, 0.99999)
         _between("optimizer", self, "beta2", 0.0, 0.999999)
         _positive("optimizer", self, "epsilon")
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillationConfig:
+    """A student that learns to answer as a teacher does (Sanh et al. 2019, arXiv:1910.01108)."""
+
+    teacher: str = ""  # a run's folder; empty = no teacher, and nothing else here plays a part
+    teacher_step: int = 0  # which checkpoint; 0 = the newest, filled in at the start
+    temperature: float = 2.0  # divides both models' scores before the softmax
+    kl_weight: float = 5.0  # of temperature^2 * KL(teacher || student) over the masked pieces
+    masked_lm_weight: float = 2.0
+    cosine_weight: float = 1.0  # of 1 - cosine of the last hidden states, over all real pieces
+    student_layers: str = ""  # teacher layers that start the student, as 0,2,4; empty = fresh
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values that make no loss."""
+        _at_least("distillation", self, "teacher_step", 0)
+        _positive("distillation", self, "temperature")
+        for name in ("kl_weight", "masked_lm_weight", "cosine_weight"):
+            _at_least("distillation", self, name, 0.0)
+        if not all(part.strip().isdigit() for part in self.student_layers.split(",") if part):
+            raise UserError(
+                f"distillation.student_layers={self.student_layers!r} is no list of layers; "
+                "write numbers from 0 with commas between, as 0,2,4."
+            )
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """`student_layers` as numbers."""
+        return tuple(int(part) for part in self.student_layers.split(",") if part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,6 +294,7 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    distillation: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
@@ -251,11 +302,14 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises UserError where two sections contradict each other."""
-        if self.data.max_seq_length > self.model.max_position_embeddings:
+        positions = self.model.max_position_embeddings - self.model.position_offset
+        if self.data.max_seq_length > positions:
+            offset = self.model.position_offset
             raise UserError(
                 f"data.max_seq_length={self.data.max_seq_length} is longer than "
-                f"model.max_position_embeddings={self.model.max_position_embeddings}; "
-                "lower the first or raise the second."
+                f"model.max_position_embeddings={self.model.max_position_embeddings}"
+                + (f" - model.position_offset={offset}" if offset else "")
+                + "; lower the first or raise the second."
             )
         if self.model.sentence_objective != "none" and self.model.type_vocab_size < 2:
             raise UserError(
@@ -274,6 +328,7 @@ _SECTIONS: dict[str, type] = {
     "data": DataConfig,
     "train": TrainConfig,
     "optimizer": OptimizerConfig,
+    "distillation": DistillationConfig,
     "mesh": MeshConfig,
     "checkpoint": CheckpointConfig,
     "log": LogConfig,

@@ -75,14 +75,17 @@ class Embeddings(nn.Module):
 
         words_VE = table("word_embeddings", "vocab", cfg.vocab_size)
         positions = table("position_embeddings", "position", cfg.max_position_embeddings)
-        types = table("token_type_embeddings", "type", cfg.type_vocab_size)
-        length = input_ids_BL.shape[1]
-        e_BLE = words_VE[input_ids_BL] + types[token_type_ids_BL] + positions[None, :length]
+        end = cfg.position_offset + input_ids_BL.shape[1]
+        e_BLE = words_VE[input_ids_BL]
+        if cfg.type_vocab_size:
+            types = table("token_type_embeddings", "type", cfg.type_vocab_size)
+            e_BLE += types[token_type_ids_BL]
+        e_BLE += positions[None, cfg.position_offset : end]
         e_BLE = layers.LayerNorm("embedding", cfg.layer_norm_eps, self.dtype, name="layer_norm")(
             e_BLE
         )
         e_BLE = layers.dropout(e_BLE, cfg.hidden_dropout_prob, dropout_keys_B, _EMBEDDING_DROPOUT)
-        if cfg.embedding_size == cfg.hidden_size:
+        if cfg.embedding_size == cfg.hidden_size and not cfg.project_embeddings:
             return e_BLE, words_VE
         project = layers.Dense(
             cfg.hidden_size,
@@ -332,6 +335,18 @@ class Encoder(nn.Module):
             return stacked.reshape(-1, *stacked.shape[2:])
 
         return EncoderOutput(x_BLD, joined(0, output_hidden_states), joined(1, output_attentions))
+
+
+def pooled(cfg: ModelConfig, dtype: jnp.dtype, first_BD: jax.Array) -> jax.Array:
+    """One vector for a sequence: tanh(dense(first position)); for DistilBERT, relu(dense(...)).
+
+    To be called inside a module, whose `pooler` the dense layer becomes.
+    """
+    dense = layers.Dense(
+        cfg.hidden_size, ("hidden", "pooled"), cfg.initializer_range, dtype, name="pooler"
+    )
+    activation = jax.nn.relu if cfg.model_type == "distilbert" else jnp.tanh
+    return activation(dense(first_BD))
 
 
 def _at(sets: Any, index: int | slice) -> Any:

@@ -15,16 +15,18 @@ from albert_jax.model import encoder, layers
 
 
 class PretrainingOutput(NamedTuple):
-    """Scores in float32; the sentence scores are None where the objective has no sentence head."""
+    """Scores in float32; the sentence scores are None where the objective has no sentence head,
+    and the pooled output where the model has no pooler.
+    """
 
     masked_lm_logits_BPV: jax.Array
     sentence_order_logits_B2: jax.Array | None
-    pooled_BD: jax.Array
+    pooled_BD: jax.Array | None
     encoder: encoder.EncoderOutput
 
 
 class PretrainingModel(nn.Module):
-    """ALBERT (or, unshared, BERT) with its two pretraining heads.
+    """An encoder of the family with its pretraining heads.
 
     With `shards` > 1 it is one device's part of a model whose layers are split (see `layers`).
     """
@@ -60,12 +62,9 @@ class PretrainingModel(nn.Module):
         encoded = encoder.Encoder(cfg, dtype, self.shards, name="encoder")(
             x_BLD, attention_mask_BL, dropout_keys_B, output_hidden_states, output_attentions
         )
-        first_BD = encoded.sequence_BLD[:, 0]
-        pooled_BD = jnp.tanh(
-            layers.Dense(
-                cfg.hidden_size, ("hidden", "pooled"), cfg.initializer_range, dtype, name="pooler"
-            )(first_BD)
-        )
+        pooled_BD = None
+        if cfg.pooler:
+            pooled_BD = encoder.pooled(cfg, dtype, encoded.sequence_BLD[:, 0])
         logits_BPV = MaskedLanguageHead(cfg, dtype, name="masked_lm")(
             encoded.sequence_BLD, masked_lm_positions_BP, words_VE
         )
@@ -79,6 +78,7 @@ class PretrainingModel(nn.Module):
                 jnp.dtype(jnp.float32),
                 name="sentence_order",
             )
+            assert pooled_BD is not None  # the config's own check
             sentence_logits_B2 = head(pooled_BD)
         return PretrainingOutput(logits_BPV, sentence_logits_B2, pooled_BD, encoded)
 
@@ -106,7 +106,9 @@ class MaskedLanguageHead(nn.Module):
             self.dtype,
             name="dense",
         )(h_BPD)
-        h_BPE = layers.ACTIVATIONS[cfg.hidden_act](h_BPE)
+        # RoBERTa's head keeps the erf GELU whatever the layers have. [modeling_roberta.py]
+        activation = "gelu" if cfg.model_type == "roberta" else cfg.hidden_act
+        h_BPE = layers.ACTIVATIONS[activation](h_BPE)
         h_BPE = layers.LayerNorm("embedding", cfg.layer_norm_eps, self.dtype, name="layer_norm")(
             h_BPE
         )
