@@ -1,7 +1,7 @@
 """Equal to PyTorch Transformers, both ways, for every family and head: numbers, gradients, weights.
 
-The models are small and random, biases and LayerNorms too, so that a transposed, swapped or forgotten
-array shows.
+The models are small and random, biases and LayerNorms too, so that a transposed, swapped or
+forgotten array shows.
 """
 
 import dataclasses
