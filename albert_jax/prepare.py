@@ -12,6 +12,10 @@ Examples:
     python -m albert_jax.prepare --input='notes/**/*.jsonl' --text_field=body --language=de \\
       --keep_accents --output=store --train_tokenizer --vocab_size=20000
 
+  for BERT with the vocabulary it was published with, for RoBERTa with one made of the input
+    python -m albert_jax.prepare --input='texts/*.txt' --output=store --tokenizer=vocab.txt
+    python -m albert_jax.prepare --input='texts/*.txt' --output=store --train_tokenizer=bpe
+
   no text at hand: the documentation of the installed Python packages
     python -m albert_jax.prepare --input=python-docs --output=store --train_tokenizer \\
       --vocab_size=8000
@@ -31,7 +35,13 @@ from pathlib import Path
 from albert_jax import cli
 from albert_jax.data import preparation, store, text, tokenizer
 
-_PAPER_VOCABULARY = 30_000  # pieces; what the published configs say
+_DEFAULT_VOCABULARY = 30_000  # pieces
+# The config of a family, and the pieces that its model has.
+_CONFIGS = {
+    "albert": ("configs/base.py", 30_000),
+    "bert": ("configs/bert_base.py", 30_522),
+    "roberta": ("configs/roberta_base.py", 50_265),
+}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -43,8 +53,11 @@ def main(argv: Sequence[str]) -> None:
         flags.output,
         preparation.Options(
             tokenizer=flags.tokenizer,
-            vocab_size=flags.vocab_size or _PAPER_VOCABULARY,
-            normalization=tokenizer.Normalization(not flags.cased, flags.keep_accents),
+            trained_kind=flags.train_tokenizer or "",
+            vocab_size=flags.vocab_size or _DEFAULT_VOCABULARY,
+            normalization=tokenizer.Normalization(
+                not flags.cased, flags.keep_accents, flags.compatible_with
+            ),
             reading=text.Reading(
                 flags.document, flags.text_field, flags.language, flags.errors == "skip"
             ),
@@ -71,11 +84,25 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     vocabulary = parser.add_mutually_exclusive_group(required=True)
     vocabulary.add_argument(
         "--tokenizer",
-        metavar="MODEL",
-        help="a SentencePiece model that has ALBERT's control pieces",
+        metavar="FILE",
+        help="a SentencePiece .model (ALBERT), a vocab.txt of WordPieces (BERT) or a "
+        "tokenizer.json (RoBERTa), with the control pieces of its family",
     )
     vocabulary.add_argument(
-        "--train_tokenizer", action="store_true", help="make a vocabulary of the input"
+        "--train_tokenizer",
+        nargs="?",
+        const="unigram",
+        choices=tuple(tokenizer.TRAINED_FILES),
+        help="make a vocabulary of the input: unigram (ALBERT, the default), wordpiece (BERT) or "
+        "bpe (RoBERTa)",
+    )
+    add(
+        "--compatible_with",
+        choices=tokenizer.COMPATIBLE_WITH,
+        default="google",
+        help="whose ids a SentencePiece model gives: those of Google's code, which cuts 2010, "
+        "before the comma, or those of Hugging Face transformers, which does not, and cuts at "
+        "every hyphen, stop, quote and bracket first (default: google)",
     )
     add("--vocab_size", type=int, metavar="N", help="pieces to train (default: 30000)")
     add(
@@ -108,8 +135,8 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
         help="at what is no UTF-8 text, or no JSON: stop and name the place, or leave it out "
         "and count it (default: stop)",
     )
-    add("--cased", action="store_true", help="keep capitals")
-    add("--keep_accents", action="store_true", help="keep accents")
+    add("--cased", action="store_true", help="keep capitals; bpe always does")
+    add("--keep_accents", action="store_true", help="keep accents; bpe and cased wordpiece do")
     add(
         "--validation_fraction",
         type=float,
@@ -128,6 +155,10 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     if flags.tokenizer and flags.vocab_size:
         parser.error("--vocab_size goes with --train_tokenizer; --tokenizer has its own size")
+    if (flags.cased or flags.keep_accents) and str(flags.tokenizer).endswith(".json"):
+        parser.error("a tokenizer.json says itself what --cased and --keep_accents would")
+    if flags.compatible_with != "google" and flags.train_tokenizer in ("wordpiece", "bpe"):
+        parser.error("--compatible_with is for SentencePiece; others give the same ids anyway")
     return flags
 
 
@@ -175,10 +206,11 @@ def _summary(made: store.Store, seconds: float) -> str:
     for reason, skip in manifest["skipped"].items():
         lines.append(f"left out or cut: {skip['count']:,} {reason} (first: {skip['first']})")
     lines += [f"note: {hint}" for hint in _hints(made)]
-    command = ["python", "-m", "albert_jax.train", "--config=configs/base.py"]
-    if made.vocab_size != _PAPER_VOCABULARY:
+    config, vocab_size = _CONFIGS[made.tokenizer().family]
+    command = ["python", "-m", "albert_jax.train", f"--config={config}"]
+    if made.vocab_size != vocab_size:
         command.append("--config.model.vocab_size=0")
-    command += [f"--config.data.path={made.path}", "--workdir=runs/base"]
+    command += [f"--config.data.path={made.path}", f"--workdir=runs/{Path(config).stem}"]
     return "\n".join([*lines, f"the store is {made.path}; next:", f"  {shlex.join(command)}"])
 
 

@@ -580,6 +580,22 @@ def test_impossible_flags_are_refused_before_anything_is_written(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--train_tokenizer=wordpiece", "--compatible_with=huggingface"], "is for SentencePiece"),
+        (["--tokenizer=roberta.json", "--cased"], "says itself what --cased"),
+        (["--tokenizer=x.model", "--vocab_size=9"], "--tokenizer has its own size"),
+        (["--train_tokenizer=words"], "invalid choice: 'words'"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_a_wrong_command_line(flags, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        prepare.main(["--input=a.txt", "--output=store", *flags])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 @reads_proc
 def test_a_vocabulary_is_trained_the_same_whoever_trains_it(corpus, tmp_path):
     flags = [f"--input={corpus}/*.txt", "--train_tokenizer", "--vocab_size=50"]

@@ -51,7 +51,8 @@ Example: the draws of its stream, in this order.
     3. While A and B hold more than room tokens: the longer (B when equal) loses its first token
        where below(2) = 0, else its last.
     4. Masks, never of [CLS] and [SEP]. A word is a piece with `starts_word`, or the first of a
-       segment, and the pieces after it that do not start one. Budget = min(P, max(1,
+       segment, and the pieces after it that do not start one; without `whole_word_masking` every
+       piece is a word (dynamic masking of tokens, as RoBERTa). Budget = min(P, max(1,
        round(masked_lm_prob * length))) pieces, Python's round (halves to even, as the released
        code). Words are visited in random order: with W words in text order, visit v = 0, 1, ...
        swaps entry v with entry v + below(W - v) and takes it. A word that is masked already is
@@ -61,6 +62,7 @@ Example: the draws of its stream, in this order.
        does not fit, or a word of it is masked, the visit ends. No visit once the budget is spent.
     5. Masked pieces in ascending position: below(10) < 8 becomes [MASK]; 8 stays; 9 becomes piece
        number below(pieces that are not control) of those that are not control pieces.
+The row is filled up with the vocabulary's own piece for padding, everything else with 0.
 
 Sources: Lan et al. 2020, arXiv:1909.11942, sections 3.1 and 4.1; google-research/albert,
 create_pretraining_data.py. Departures from the latter: n-grams end at a [SEP]; the first piece of B
@@ -106,6 +108,7 @@ class Vocabulary:
         mask_id: id of [MASK].
         starts_word: bool [V], the piece begins a word; others continue the word before them.
         is_control: bool [V], the piece stands for no text ([MASK], <unk>, ...): never drawn.
+        pad_id: id that fills up a sequence: 0 in ALBERT and BERT, 1 in RoBERTa.
     """
 
     vocab_size: int
@@ -114,6 +117,7 @@ class Vocabulary:
     mask_id: int
     starts_word: np.ndarray
     is_control: np.ndarray
+    pad_id: int = 0
 
     @classmethod
     def of(cls, tokenizer: "tokenizer_lib.Tokenizer") -> "Vocabulary":
@@ -125,6 +129,7 @@ class Vocabulary:
             mask_id=tokenizer.mask_id,
             starts_word=tokenizer.word_starts(),
             is_control=tokenizer.is_control(),
+            pad_id=tokenizer.pad_id,
         )
 
 
@@ -140,6 +145,7 @@ class ExampleOptions:
     seed: int
     sentence_objective: str  # "sop", "nsp" or "none"
     single_sentence: str  # "split" or "random_next"; `sop` only
+    whole_word_masking: bool = True  # else every piece is masked on its own
 
     def __post_init__(self) -> None:
         """Raises UserError for what the builder cannot make: its compiled code checks nothing."""
@@ -200,23 +206,24 @@ class ExampleBuilder:
             )
 
     def batch(self, first: int, last: int, end: int | None = None) -> dict[str, np.ndarray]:
-        """Examples [first, last) of the run; from `end` on, rows of zeros. Else as `rows`."""
+        """Examples [first, last) of the run; from `end` on, rows of padding. Else as `rows`."""
         examples_B = np.arange(first, last, dtype=np.int64)
         if end is not None:
             examples_B[examples_B >= end] = -1
         return self.rows(examples_B)
 
     def rows(self, examples_B: np.ndarray) -> dict[str, np.ndarray]:
-        """The numbered examples of the run, one a row; a negative number makes a row of zeros.
+        """The numbered examples of the run, one a row; a negative number makes a row of padding.
 
         Args:
             examples_B: int64 [B], any numbers in any order; 0 is the first of the run.
 
         Returns:
-            `input_ids`, `token_type_ids`, `attention_mask` int32 [B, L], padded with 0;
-            `masked_lm_positions` (ascending), `masked_lm_ids` int32 [B, P] and `masked_lm_weights`
-            float32 [B, P], padded with 0; `sentence_order_labels` int32 [B] (1 = swapped, or random
-            next), absent when the objective is `none`.
+            `input_ids` int32 [B, L], padded with the vocabulary's `pad_id`; `token_type_ids`,
+            `attention_mask` int32 [B, L], padded with 0; `masked_lm_positions` (ascending),
+            `masked_lm_ids` int32 [B, P] and `masked_lm_weights` float32 [B, P], padded with 0;
+            `sentence_order_labels` int32 [B] (1 = swapped, or random next), absent when the
+            objective is `none`.
 
         Raises:
             UserError: a shard holds an id that the vocabulary does not have.
@@ -281,6 +288,7 @@ class _Rules(NamedTuple):
     cls_id: int
     sep_id: int
     mask_id: int
+    pad_id: int
     piece_kind_V: np.ndarray  # uint8: _CONTINUES, _STARTS or _SPECIAL
     replacements: np.ndarray  # int32, the pieces that are not control pieces
     budgets: np.ndarray  # int64 [L+1], by sequence length
@@ -333,7 +341,8 @@ def _make_rules(vocabulary: Vocabulary, options: ExampleOptions) -> _Rules:
     replacements = np.flatnonzero(~vocabulary.is_control).astype(np.int32)
     if not len(replacements):
         raise UserError(f"all {V} pieces of the tokenizer are control pieces: train another one.")
-    piece_kind_V = np.where(vocabulary.starts_word, _STARTS, _CONTINUES).astype(np.uint8)
+    starts_V = vocabulary.starts_word | (not options.whole_word_masking)
+    piece_kind_V = np.where(starts_V, _STARTS, _CONTINUES).astype(np.uint8)
     piece_kind_V[[vocabulary.cls_id, vocabulary.sep_id]] = _SPECIAL
     multiple = math.lcm(*range(1, options.ngram + 1))
     shares = [0] + [multiple // n for n in range(1, options.ngram + 1)]
@@ -346,6 +355,7 @@ def _make_rules(vocabulary: Vocabulary, options: ExampleOptions) -> _Rules:
         cls_id=vocabulary.cls_id,
         sep_id=vocabulary.sep_id,
         mask_id=vocabulary.mask_id,
+        pad_id=vocabulary.pad_id,
         piece_kind_V=piece_kind_V,
         replacements=replacements,
         budgets=np.array(
@@ -605,7 +615,7 @@ def _build(corpus: _Corpus, rules: _Rules, examples_B: np.ndarray, batch: _Batch
             attention_L[p] = 1
             types_L[p] = 1 if p >= first_b else 0
         for p in range(length, L):
-            ids_L[p] = 0
+            ids_L[p] = rules.pad_id
             attention_L[p] = 0
             types_L[p] = 0
     return True

@@ -68,8 +68,9 @@ class Options:
     """What to make of the input.
 
     Attributes:
-        tokenizer: a SentencePiece model, or None to train one.
-        vocab_size: pieces of a tokenizer that is trained here.
+        tokenizer: the file of a tokenizer, or None to train one.
+        trained_kind: "unigram", "wordpiece" or "bpe", for a tokenizer that is trained here.
+        vocab_size: its pieces.
         normalization: how text is normalised before it is encoded.
         reading: how files are understood.
         file_format: "text", "jsonl", or "" to go by each file's name.
@@ -79,6 +80,7 @@ class Options:
     """
 
     tokenizer: str | None
+    trained_kind: str
     vocab_size: int
     normalization: tokenizer_lib.Normalization
     reading: text.Reading
@@ -115,7 +117,7 @@ class ShardJob:
         name: `NNNNN-of-NNNNN`.
         units: the input, in order.
         folder: where `train/` and `validation/` are.
-        tokenizer: path of the SentencePiece model.
+        tokenizer: path of its file in the store.
         normalization: used with it.
         reading: how the input is understood.
         validation_below: a section with a hash under this is held out.
@@ -151,13 +153,12 @@ def prepare(inputs: Sequence[str], output: str, options: Options) -> store.Store
             files = _collect(inputs, folder, options)
             model = _place_tokenizer(files, folder, options)
             records = _write_shards(files, folder, model, options)
-            manifest = _manifest(
-                records, files, folder, _tokenizer(model, options.normalization), options
-            )
+            tokenizer = _tokenizer(model, options.normalization)
+            manifest = _manifest(records, files, folder, tokenizer, options)
             store.write_manifest(folder, manifest)
             folder.replace(path)
             # Only now: until here a failure must find what to go on with.
-            _tidy(path)
+            _tidy(path, tokenizer.file_name)
     except OSError as error:
         raise UserError(_why_not_written(error, folder)) from error
     return store.open_store(path)
@@ -295,7 +296,10 @@ def _encode_and_append(
     tokenizer: tokenizer_lib.Tokenizer,
     writers: dict[str, store.ShardWriter],
 ) -> None:
-    ids_T, offsets = tokenizer.encode_batch([sentence for _, run in runs for sentence in run])
+    between = tokenizer.between_sentences
+    ids_T, offsets = tokenizer.encode_batch(
+        [between + run[i] if i else run[i] for _, run in runs for i in range(len(run))]
+    )
     lengths_S = np.diff(offsets)
     run_of_S = np.repeat(np.arange(len(runs)), [len(run) for _, run in runs])
     split_of_run = np.array([store.SPLITS.index(split) for split, _ in runs])
@@ -395,32 +399,33 @@ def _kept_if_useful(folder: Path) -> Iterator[None]:
         raise
 
 
-def _tidy(folder: Path) -> None:
+def _tidy(folder: Path, tokenizer: str) -> None:
     """Removes what only the work needed."""
     for path in folder.iterdir():
-        if path.is_file() and path.name not in (store.TOKENIZER, store.MANIFEST):
+        if path.is_file() and path.name not in (tokenizer, store.MANIFEST):
             path.unlink()
 
 
 def _decisive(options: Options) -> dict[str, Any]:
-    tokenizer = (
-        tokenizer_lib.Tokenizer.load(options.tokenizer, options.normalization).sha256
-        if options.tokenizer
-        else f"trained, {options.vocab_size} pieces"
-    )
+    if options.tokenizer:
+        given = tokenizer_lib.Tokenizer.load(options.tokenizer, options.normalization)
+        tokenizer, library = given.sha256, given.library
+    else:
+        tokenizer = f"trained {options.trained_kind}, {options.vocab_size} pieces"
+        library = "sentencepiece" if options.trained_kind == "unigram" else "tokenizers"
     return {
         "tokenizer": tokenizer,
         **dataclasses.asdict(options.normalization),
         **dataclasses.asdict(options.reading),
         "format": options.file_format,
-        **_libraries(),
+        **_libraries(library),
         "validation_fraction": options.validation_fraction,
     }
 
 
-def _libraries() -> dict[str, str]:
+def _libraries(tokenizer: str) -> dict[str, str]:
     """What else decides the bytes: other versions may part sentences or normalise otherwise."""
-    versions = {name: importlib.metadata.version(name) for name in ("sentencepiece", "sentencex")}
+    versions = {name: importlib.metadata.version(name) for name in (tokenizer, "sentencex")}
     return {**versions, "unicode": unicodedata.unidata_version}
 
 
@@ -493,10 +498,11 @@ def _extract(
 
 def _place_tokenizer(files: Sequence[str], folder: Path, options: Options) -> Path:
     """The tokenizer in its place in the store: copied, or trained on the input."""
-    path = folder / store.TOKENIZER
     if options.tokenizer:
+        path = folder / tokenizer_lib.file_name(options.tokenizer)
         shutil.copyfile(options.tokenizer, path)
         return path
+    path = folder / tokenizer_lib.TRAINED_FILES[options.trained_kind]
     units = [unit for shard in plan(files, options) for unit in shard]
     # In no order, since a large input is not read to its end.
     order = sorted(range(len(units)), key=lambda index: _hash(str(index)))
@@ -531,7 +537,13 @@ def _train_tokenizer(job: _TrainingJob, advance: Advance) -> None:
                 for paragraph in paragraphs:
                     yield from text.sentences(paragraph, reading.language)
 
-    tokenizer_lib.train(sentences(), job.path, job.options.vocab_size, job.options.normalization)
+    tokenizer_lib.train(
+        sentences(),
+        job.path,
+        job.options.vocab_size,
+        job.options.normalization,
+        kind=job.options.trained_kind,
+    )
 
 
 # Shards
@@ -694,10 +706,10 @@ def _manifest(
     return {
         "format": "albert_jax token store",
         "format_version": store.FORMAT_VERSION,
-        "tokenizer": {"sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size},
+        "tokenizer": store.tokenizer_record(tokenizer),
         "token_dtype": _token_dtype(tokenizer.vocab_size).__name__,
-        "normalization": dataclasses.asdict(tokenizer.normalization),
-        "libraries": _libraries(),
+        "normalization": tokenizer.normalization.record(),
+        "libraries": _libraries(tokenizer.library),
         "language": options.reading.language,
         "document": options.reading.document,
         "split_rule": (

@@ -1,6 +1,6 @@
 """The token store: memory-mapped shards of token ids, and the manifest that vouches for them.
 
-    STORE/manifest.json  tokenizer.model
+    STORE/manifest.json  tokenizer.model (or vocab.txt, or tokenizer.json)
           train/       00000-of-00026.tokens.npy  00000-of-00026.sentences.npy
           00000-of-00026.documents.npy  … validation/  likewise
 
@@ -29,12 +29,12 @@ from albert_jax.errors import UserError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.model"
 SPLITS = ("train", "validation")
 ARRAYS = ("tokens", "sentences", "documents")
 # A store is written beside its place under this ending and moved there when it is whole.
 UNFINISHED = ".unfinished"
 
+_USUAL_TOKENIZER = tokenizer_lib.TRAINED_FILES["unigram"]
 _HEADER_BYTES = 128  # of each .npy file: room for any shape, so that it can be written last
 
 
@@ -76,17 +76,22 @@ class Store:
         """The tokenizer the store was written with, and its normalisation.
 
         Raises:
-            UserError: the model file is not the one the manifest names.
+            UserError: the file is not the one the manifest names.
         """
         normalization = tokenizer_lib.Normalization(**self.manifest["normalization"])
-        tokenizer = tokenizer_lib.Tokenizer.load(self.path / TOKENIZER, normalization)
+        tokenizer = tokenizer_lib.Tokenizer.load(self.tokenizer_path, normalization)
         if tokenizer.sha256 != self.manifest["tokenizer"]["sha256"]:
             raise UserError(
-                f"{self.path / TOKENIZER} is not the tokenizer of this store: its SHA-256 begins "
+                f"{self.tokenizer_path} is not the tokenizer of this store: its SHA-256 begins "
                 f"{tokenizer.sha256[:12]}, in the manifest it begins "
                 f"{self.manifest['tokenizer']['sha256'][:12]}. Put the right file back."
             )
         return tokenizer
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Where the tokenizer's file is."""
+        return self.path / self.manifest["tokenizer"].get("file", _USUAL_TOKENIZER)
 
     @property
     def vocab_size(self) -> int:
@@ -142,6 +147,11 @@ def open_store(path: str | Path) -> Store:
             f"{path} has store format {manifest['format_version']}, this version reads up to "
             f"{FORMAT_VERSION}; update albert_jax, or prepare the store again."
         )
+    if (file := manifest["tokenizer"].get("file", _USUAL_TOKENIZER)) not in tokenizer_lib.FILES:
+        raise UserError(
+            f"{path / MANIFEST} names the tokenizer {file!r}, which is none of "
+            f"{', '.join(tokenizer_lib.FILES)}; prepare the store again."
+        )
     itemsize = {
         "tokens": np.dtype(manifest["token_dtype"]).itemsize,
         "sentences": 8,
@@ -160,6 +170,14 @@ def open_store(path: str | Path) -> Store:
                         f"manifest says {wanted:,} bytes. Copy or prepare the store again."
                     )
     return Store(path, manifest)
+
+
+def tokenizer_record(tokenizer: tokenizer_lib.Tokenizer) -> dict[str, Any]:
+    """What the manifest says of the tokenizer; its file only where it is not the usual one."""
+    record = {"sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size}
+    if tokenizer.file_name != _USUAL_TOKENIZER:
+        record["file"] = tokenizer.file_name
+    return record
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

@@ -1,51 +1,80 @@
-"""Text to token ids and back: normalisation, then SentencePiece, then ALBERT's digit-comma rule.
+"""Text to token ids and back: one interface over the tokenizers of ALBERT, BERT and RoBERTa.
 
-In:  text as people write it.
-Out: ids of a SentencePiece unigram model, without special tokens.
+In:  text as people write it; a tokenizer's file (a SentencePiece model, a `vocab.txt` of WordPieces
+     or a `tokenizer.json`).
+Out: ids without special tokens, and what masking must know of the pieces.
 
-The same `Normalization` and the same functions serve preparation, fine-tuning and inference, so a
-model never meets text that was cut otherwise than the text it was trained on. This is the only
-module that imports sentencepiece.
+    spoken = tokenizer.Tokenizer.load("vocab.txt", tokenizer.Normalization())
+    ids_T, offsets = spoken.encode_batch(["One text.", "And another."])
 
-Sources: google-research/albert `tokenization.py` (`preprocess_text`, `encode_pieces`), its README
-(training settings); Kudo 2018, arXiv:1804.10959 (unigram language model).
+The same tokenizer serves preparation, fine-tuning and inference, so a model never meets text that
+was cut otherwise than the text it was trained on. `sentencepiece_tokenizer` and
+`huggingface_tokenizer` do the work, each the only one that imports its library; they are imported
+where they are needed.
+
+Sources: google-research/albert `tokenization.py` (`preprocess_text`).
 Shapes: T tokens, S texts, V vocabulary.
 """
 
+import abc
 import dataclasses
 import hashlib
-import io
 import itertools
-import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import sentencepiece
 
 from albert_jax.errors import UserError
 
-_WORD_BOUNDARY = "\u2581"  # how SentencePiece writes the space before a word
+COMPATIBLE_WITH = ("google", "huggingface")
+# What `train` can make, and the name of its file; a store and a run keep it under this name.
+TRAINED_FILES = {"unigram": "tokenizer.model", "wordpiece": "vocab.txt", "bpe": "tokenizer.json"}
+FILES = tuple(TRAINED_FILES.values())
+
+# Pieces for padding, the unknown, begin, end and mask, in this order. DistilBERT's are BERT's.
+SPECIAL = {
+    "albert": ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"),
+    "bert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    "roberta": ("<pad>", "<unk>", "<s>", "</s>", "<mask>"),
+}
+
 _LATIN_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
-_REQUIRED_PIECES = ("<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]")
-_USER_DEFINED_PIECES = ["(", ")", '"', "-", ".", "\u2013", "\u00a3", "\u20ac"]
-# Longer ones are cut when a vocabulary is trained; SentencePiece would leave them out.
-_LONGEST_TRAINING_TEXT = 4000  # bytes
 _PORTION = 1 << 19  # characters that are encoded at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Normalization:
-    """The options that decide the ids, recorded with every store and model."""
+    """The options that decide the ids, recorded with every store and model.
+
+    Attributes:
+        lower_case: take capitals away.
+        keep_accents: leave accents where they are. A cased WordPiece vocabulary always does.
+        compatible_with: whose ids a SentencePiece model gives, "google" (the released code's) or
+            "huggingface" (those of `transformers`); `huggingface_tokenizer` says where they differ.
+    """
 
     lower_case: bool = True
     keep_accents: bool = False
+    compatible_with: str = "google"
+
+    def record(self) -> dict[str, Any]:
+        """The options as JSON; `Normalization(**record)` reads them again.
+
+        The usual `compatible_with` is left out: records are as old as the store format, older than
+        that choice, and part of a store's fingerprint.
+        """
+        record = dataclasses.asdict(self)
+        if self.compatible_with == "google":
+            del record["compatible_with"]
+        return record
 
 
 def normalize(text: str, options: Normalization) -> str:
-    """`text` as the tokenizer wants it: white space collapsed, compatibility forms, accents and
-    case taken away.
+    """`text` as ALBERT's SentencePiece models want it: white space collapsed, compatibility forms,
+    accents and case taken away.
 
     In this order, as released: strip and collapse white space; NFKD; drop combining marks (unless
     `keep_accents`, which composes again, NFKC); lower-case (unless `lower_case` is off).
@@ -72,61 +101,104 @@ class _WithoutMarks(dict[int, int | None]):
 _WITHOUT_MARKS = _WithoutMarks()
 
 
-class Tokenizer:
-    """A SentencePiece model with the normalisation it is used with.
+class Tokenizer(abc.ABC):
+    """A vocabulary with the normalisation it is used with; `load` makes one of a file.
 
     Attributes:
+        family: "albert", "bert" or "roberta".
         normalization: the options that text is normalised with.
         vocab_size: V, number of pieces.
         pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special pieces.
-        sha256: hexadecimal hash of the model file.
+        mask_token: how the mask is written: `[MASK]` or `<mask>`.
+        mask_takes_space: a mask stands for its word and the space before it.
+        between_sentences: what joins a sentence to the one before it, so that the ids of sentences,
+            packed back to back, are the ids of their text: a space where spaces belong to pieces.
+        content: the file's bytes.
+        file_name: what a store and a run call the file.
+        library: the package that decides the ids, beside the file.
+        sha256: hexadecimal hash of the file.
     """
 
-    def __init__(self, model: bytes, normalization: Normalization) -> None:
-        """Takes a model that is known to be one; `load` is the door that checks."""
-        self._sentencepiece = sentencepiece.SentencePieceProcessor()
-        self._sentencepiece.LoadFromSerializedProto(model)
-        self.normalization = normalization
-        self.sha256: str = hashlib.sha256(model).hexdigest()
-        self.vocab_size: int = self._sentencepiece.GetPieceSize()
-        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
-            self._sentencepiece.PieceToId(piece) for piece in _REQUIRED_PIECES
-        )
-        self._without_comma = self._digit_comma_table()
-        self._ends_in_digit_comma = np.zeros(self.vocab_size, bool)
-        self._ends_in_digit_comma[list(self._without_comma)] = True
+    mask_takes_space: bool = False
+    between_sentences: str = ""
+    library: str
 
-    @classmethod
-    def load(cls, path: str | Path, normalization: Normalization) -> "Tokenizer":
-        """The tokenizer of a SentencePiece model file.
+    def __init__(
+        self,
+        path: str | Path,
+        content: bytes,
+        pieces: Sequence[str],
+        family: str,
+        normalization: Normalization,
+    ) -> None:
+        """Takes what is common to all.
+
+        Args:
+            path: the file, for its name.
+            content: the file's bytes.
+            pieces: all pieces by id; "" where an id has none.
+            family: whose special pieces there must be.
+            normalization: the options in force.
 
         Raises:
-            UserError: no such file, not a SentencePiece model, or one without `<pad>`, `<unk>`,
-                `[CLS]`, `[SEP]` or `[MASK]`.
+            UserError: a special piece is missing.
         """
-        try:
-            model = Path(path).read_bytes()
-        except OSError as error:
-            raise UserError(f"tokenizer {path} cannot be read: {error.strerror}.") from None
-        try:
-            tokenizer = cls(model, normalization)
-        except RuntimeError:
-            raise UserError(
-                f"tokenizer {path} is not a SentencePiece model; "
-                "give a .model file, or --train_tokenizer to make one."
-            ) from None
-        processor = tokenizer._sentencepiece
-        missing = [
-            piece
-            for piece in _REQUIRED_PIECES
-            if processor.IdToPiece(processor.PieceToId(piece)) != piece
-        ]
+        ids = {piece: token_id for token_id, piece in enumerate(pieces) if piece}
+        special = SPECIAL[family]
+        missing = [piece for piece in special if piece not in ids]
         if missing:
             raise UserError(
-                f"tokenizer {path} has no {' '.join(missing)} among its {tokenizer.vocab_size} "
-                "pieces, which pretraining needs. --train_tokenizer makes one that has them."
+                f"tokenizer {path} has no {' '.join(missing)} among its {len(pieces)} pieces, "
+                "which pretraining needs. --train_tokenizer makes one that has them."
             )
-        return tokenizer
+        self.family = family
+        self.normalization = normalization
+        self.vocab_size = len(pieces)
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
+            ids[piece] for piece in special
+        )
+        self.mask_token = special[-1]
+        self.content = content
+        self.file_name = file_name(path)
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        self._pieces = tuple(pieces)
+        self._ids = ids
+
+    @staticmethod
+    def load(path: str | Path, normalization: Normalization) -> "Tokenizer":
+        """The tokenizer in a file: `.txt` is WordPiece, `.json` is of the `tokenizers` library, and
+        everything else a SentencePiece model.
+
+        Args:
+            path: the file.
+            normalization: how text is normalised; a `.json` file says that itself.
+
+        Raises:
+            UserError: no such file, one that is not what its name says, or one without the special
+                pieces of its family.
+        """
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise UserError(f"tokenizer {path} cannot be read: {error.strerror}.") from None
+        if file_name(path) == TRAINED_FILES["unigram"]:
+            if normalization.compatible_with == "google":
+                from albert_jax.data import sentencepiece_tokenizer
+
+                return sentencepiece_tokenizer.load(path, content, normalization)
+            from albert_jax.data import huggingface_tokenizer
+
+            return huggingface_tokenizer.load_sentencepiece(path, content, normalization)
+        if normalization.compatible_with != "google":
+            raise UserError(
+                f"--compatible_with={normalization.compatible_with} is for SentencePiece models; "
+                f"{path} gives the same ids in transformers anyway."
+            )
+        from albert_jax.data import huggingface_tokenizer
+
+        if file_name(path) == TRAINED_FILES["wordpiece"]:
+            return huggingface_tokenizer.load_wordpiece(path, content, normalization)
+        return huggingface_tokenizer.load_json(path, content)
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, normalised first; no special tokens."""
@@ -141,88 +213,66 @@ class Tokenizer:
         """
         ids, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
         for portion in _portions(texts):
-            normalized = [normalize(text, self.normalization) for text in portion]
-            found = self._sentencepiece.Encode(normalized, num_threads=1)
+            found = self._encode(portion)
             lengths.append(np.fromiter(map(len, found), np.int64, len(found)))
             flat = itertools.chain.from_iterable(found)
             ids.append(np.fromiter(flat, np.int32, lengths[-1].sum()))
-        ids_T, lengths_S = np.concatenate(ids), np.concatenate(lengths)
-        if self._ends_in_digit_comma[ids_T].any():
-            return self._apply_digit_comma(ids_T, lengths_S)
-        return ids_T, _offsets(lengths_S)
+        return np.concatenate(ids), offsets(np.concatenate(lengths))
+
+    @abc.abstractmethod
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text."""
+
+    def encode_after_mask(self, text: str) -> list[int]:
+        """Ids of text that goes on right behind a mask."""
+        return self.encode(text)
 
     def piece(self, token_id: int) -> str:
-        """The piece of an id, with `▁` where a word begins."""
-        return self._sentencepiece.IdToPiece(int(token_id))
+        """The piece of an id, with the mark it has where a word begins or goes on."""
+        return self._pieces[int(token_id)]
 
+    @abc.abstractmethod
+    def readable(self, token_id: int) -> str:
+        """The piece of an id as people read it; `##` stays, to tell it from a word."""
+
+    @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
         """Readable text of ids; control pieces are left out."""
-        return self._sentencepiece.Decode([int(token_id) for token_id in ids])
+
+    @abc.abstractmethod
+    def _starts_word(self, piece: str) -> bool:
+        """Whether a piece begins a word."""
 
     def word_starts(self) -> np.ndarray:
-        """Whether a piece begins a word, bool [V]; the others continue the word before.
-
-        A piece begins one if it starts with `▁` or `<`, or holds anything but the letters a to z:
-        punctuation, digits and foreign characters are words of their own.
-
-        Source: google-research/albert `create_pretraining_data.py`, `_is_start_piece_sp`.
-        """
-        return np.fromiter(
-            (
-                not _LATIN_LETTERS.issuperset(piece.lower())
-                for piece in map(self.piece, range(self.vocab_size))
-            ),
-            bool,
-            self.vocab_size,
-        )
+        """Whether a piece begins a word, bool [V]; the others continue the word before."""
+        starts = (self._starts_word(piece) for piece in self._pieces)
+        return np.fromiter(starts, bool, self.vocab_size)
 
     def is_control(self) -> np.ndarray:
         """Whether a piece stands for no text, bool [V]: special, unknown and unused pieces."""
-        processor = self._sentencepiece
-        special = {processor.PieceToId(piece) for piece in _REQUIRED_PIECES}
-        return np.fromiter(
-            (
-                token_id in special or processor.IsControl(token_id) or processor.IsUnused(token_id)
-                for token_id in range(self.vocab_size)
-            ),
-            bool,
-            self.vocab_size,
-        )
+        control_V = np.fromiter((not piece for piece in self._pieces), bool, self.vocab_size)
+        special = [self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id]
+        control_V[[*special, *self._more_control()]] = True
+        return control_V
 
-    def _digit_comma_table(self) -> dict[int, list[int]]:
-        """For each piece like `▁2000,` the ids that stand for it: those of the number, then the
-        comma's.
+    @abc.abstractmethod
+    def _more_control(self) -> list[int]:
+        """Ids of control pieces beside the five special ones."""
 
-        Source: google-research/albert `tokenization.py`, `encode_pieces`.
-        """
-        processor = self._sentencepiece
-        table = {}
-        for token_id in range(processor.GetPieceSize()):
-            piece = processor.IdToPiece(token_id)
-            if len(piece) < 2 or piece[-1] != "," or not piece[-2].isdigit():
-                continue
-            number = processor.EncodeAsPieces(piece[:-1].replace(_WORD_BOUNDARY, ""))
-            if not piece.startswith(_WORD_BOUNDARY) and number[0].startswith(_WORD_BOUNDARY):
-                number[0] = number[0].removeprefix(_WORD_BOUNDARY)
-            table[token_id] = [processor.PieceToId(p) for p in [*number, ","] if p]
-        return table
 
-    def _apply_digit_comma(
-        self, ids_T: np.ndarray, lengths_S: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The same texts with the number-comma pieces replaced; longer than before."""
-        places = np.flatnonzero(self._ends_in_digit_comma[ids_T])
-        replacements = [self._without_comma[token_id] for token_id in ids_T[places].tolist()]
-        sizes = np.fromiter(map(len, replacements), np.int64, len(replacements))
-        repeats_T = np.ones(len(ids_T), np.int64)
-        repeats_T[places] = sizes
-        replaced_T = np.repeat(ids_T, repeats_T)
-        first_T = _offsets(repeats_T)[:-1]
-        within = np.arange(sizes.sum()) - np.repeat(_offsets(sizes)[:-1], sizes)
-        replaced_T[np.repeat(first_T[places], sizes) + within] = list(
-            itertools.chain.from_iterable(replacements)
-        )
-        return replaced_T, _offsets(repeats_T)[_offsets(lengths_S)]
+def file_name(path: str | Path) -> str:
+    """What a store and a run call a tokenizer's file."""
+    by_suffix = {Path(name).suffix: name for name in FILES}
+    return by_suffix.get(Path(path).suffix, TRAINED_FILES["unigram"])
+
+
+def starts_sentencepiece_word(piece: str) -> bool:
+    """ALBERT's rule: a piece begins a word if it starts with `▁` or `<`, or holds anything but the
+    letters a to z. Punctuation, digits and foreign characters are words of their own.
+
+    Source: google-research/albert `create_pretraining_data.py`, `_is_start_piece_sp`.
+    """
+    return not _LATIN_LETTERS.issuperset(piece.lower())
 
 
 def train(
@@ -231,94 +281,69 @@ def train(
     vocab_size: int,
     normalization: Normalization,
     *,
+    kind: str = "unigram",
     max_texts: int = 10_000_000,
 ) -> Path:
-    """Trains a unigram vocabulary with ALBERT's settings and writes it to `path`.
-
-    Ids 0 to 4 are `<pad>`, `<unk>`, `[CLS]`, `[SEP]`, `[MASK]`; `( ) " - .`, the en dash, the pound
-    and the euro sign are pieces of their own; character coverage 0.99995. The same texts give the
-    same file, byte for byte. Texts are normalised here and read once, one at a time.
+    """Trains a vocabulary and writes its file; the same texts give the same file, byte for byte.
 
     Args:
         texts: sentences, in an order that makes the first `max_texts` a fair sample.
         path: the file to write.
         vocab_size: pieces, the special ones included.
-        normalization: what the tokenizer will be used with.
+        normalization: what the tokenizer will be used with; "bpe" knows none.
+        kind: "unigram" (SentencePiece, as ALBERT), "wordpiece" (as BERT) or "bpe" (of bytes, as
+            RoBERTa).
         max_texts: where reading stops; ALBERT drew as many at random.
-
-    Source: google-research/albert README, "SentencePiece".
 
     Raises:
         UserError: too little text for `vocab_size`; the message names the largest that is possible.
     """
-    model = io.BytesIO()
-    failures: list[BaseException] = []
+    chosen = itertools.islice(texts, max_texts)
+    if kind == "unigram":
+        from albert_jax.data import sentencepiece_tokenizer
 
-    def normalized() -> Iterator[str]:
-        # SentencePiece turns what an iterator raises into an error of its own; keep the real one.
-        try:
-            yield from itertools.islice(_training_texts(texts, normalization), max_texts)
-        except BaseException as error:
-            failures.append(error)
-            raise
+        content = sentencepiece_tokenizer.train(chosen, vocab_size, normalization)
+    else:
+        from albert_jax.data import huggingface_tokenizer
 
-    try:
-        sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=normalized(),
-            model_writer=model,
-            model_type="unigram",
-            vocab_size=vocab_size,
-            pad_id=0,
-            unk_id=1,
-            bos_id=-1,
-            eos_id=-1,
-            control_symbols=["[CLS]", "[SEP]", "[MASK]"],
-            user_defined_symbols=_USER_DEFINED_PIECES,
-            character_coverage=0.99995,
-            # 0: all it is given. Its own sampling draws anew in each process.
-            input_sentence_size=0,
-            shuffle_input_sentence=False,
-            # The sums of the EM steps depend on how many threads share them; the number of cores
-            # must not.
-            num_threads=16,
-            minloglevel=3,
-        )
-    except RuntimeError as error:
-        if failures:
-            raise failures[0] from None
-        raise UserError(_why_not_trained(str(error), vocab_size)) from None
+        trainer = {
+            "wordpiece": huggingface_tokenizer.train_wordpiece,
+            "bpe": huggingface_tokenizer.train_bpe,
+        }[kind]
+        content = trainer(chosen, vocab_size, normalization)
     path = Path(path)
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_bytes(model.getvalue())
+    unfinished.write_bytes(content)
     unfinished.replace(path)
     return path
 
 
-def _training_texts(texts: Iterable[str], normalization: Normalization) -> Iterator[str]:
-    for text in texts:
-        text = normalize(text, normalization)
-        while len(text.encode()) > _LONGEST_TRAINING_TEXT:
-            head, text = text[: _LONGEST_TRAINING_TEXT // 4], text[_LONGEST_TRAINING_TEXT // 4 :]
-            yield head
-        if text:
-            yield text
+def too_large(vocab_size: int, largest: int) -> UserError:
+    """The error for a vocabulary that the text cannot fill."""
+    return UserError(
+        f"--vocab_size={vocab_size} is too large for this text; the largest it can fill is "
+        f"{largest}. Give a smaller one, or more text."
+    )
 
 
-def _why_not_trained(message: str, vocab_size: int) -> str:
-    """What SentencePiece's message means to the person who asked for this vocabulary."""
-    if largest := re.search(r"value <= (\d+)", message):
-        return (
-            f"--vocab_size={vocab_size} is too large for this text; the largest it can fill is "
-            f"{largest[1]}. Give a smaller one, or more text."
-        )
-    if smallest := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
-        return (
-            f"--vocab_size={vocab_size} is too small for this text; its characters and the special "
-            f"pieces alone are {smallest[1]}."
-        )
-    if "sentences_.empty()" in message:
-        return "there is no text in the input to train a vocabulary on."
-    return f"no vocabulary of {vocab_size} pieces can be trained on this text: {message.strip()}"
+def too_small(vocab_size: int, least: int) -> UserError:
+    """The error for a vocabulary without room for its alphabet."""
+    return UserError(
+        f"--vocab_size={vocab_size} is too small for this text; its characters and the special "
+        f"pieces alone are {least}."
+    )
+
+
+def no_text() -> UserError:
+    """The error for a vocabulary of nothing."""
+    return UserError("there is no text in the input to train a vocabulary on.")
+
+
+def offsets(lengths: np.ndarray) -> np.ndarray:
+    """Where each of the stretches of the given lengths begins, and where the last one ends."""
+    places = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=places[1:])
+    return places
 
 
 def _portions(texts: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -331,10 +356,3 @@ def _portions(texts: Sequence[str]) -> Iterator[Sequence[str]]:
             start, characters = index + 1, 0
     if start < len(texts):
         yield texts[start:]
-
-
-def _offsets(lengths: np.ndarray) -> np.ndarray:
-    """Where each of the pieces of the given lengths begins, and where the last one ends."""
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return offsets

@@ -1,4 +1,4 @@
-"""Fill-mask: text with [MASK] in it to the most probable pieces for each.
+"""Fill-mask: text with [MASK] or <mask> in it to the most probable pieces for each.
 
 Letters: B texts, L sequence length, P masked slots, V vocabulary.
 """
@@ -14,25 +14,25 @@ from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.training import program
 
-MASK = "[MASK]"
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's mark of a word's beginning
+MASK = "[MASK]"  # however the tokenizer writes it
 
 Guess = tuple[str, float]
 
 
 def encode(tokenizer: Tokenizer, text: str, longest: int) -> list[int]:
-    """`[CLS] text [SEP]` as ids, every [MASK] as its id.
+    """The text between begin and end as ids, every mask as its id.
 
     Raises:
-        UserError: no [MASK], or more than `longest` pieces.
+        UserError: no mask, or more than `longest` pieces.
     """
-    first, *others = text.split(MASK)
+    first, *others = text.replace(MASK, tokenizer.mask_token).split(tokenizer.mask_token)
     if not others:
         raise UserError(f"no {MASK} in {text!r}; put one where a word is to be guessed.")
-    ids = [tokenizer.cls_id, *tokenizer.encode(first)]
-    for part in others:
-        ids.append(tokenizer.mask_id)
-        ids += _encode_after_mask(tokenizer, part)
+    ids = [tokenizer.cls_id, *tokenizer.encode(_before_mask(tokenizer, first))]
+    for part in others[:-1]:
+        part = _before_mask(tokenizer, part)
+        ids += [tokenizer.mask_id, *tokenizer.encode_after_mask(part)]
+    ids += [tokenizer.mask_id, *tokenizer.encode_after_mask(others[-1])]
     ids.append(tokenizer.sep_id)
     if len(ids) > longest:
         raise UserError(
@@ -71,7 +71,7 @@ def fill(
 
     answers = []
     for start in range(0, len(texts), rows):
-        ids_BL = np.zeros((rows, length), np.int32)
+        ids_BL = np.full((rows, length), tokenizer.pad_id, np.int32)
         mask_BL, slots_BP = np.zeros_like(ids_BL), np.zeros((rows, slots), np.int32)
         part = range(start, min(start + rows, len(texts)))
         for row, number in enumerate(part):
@@ -83,7 +83,7 @@ def fill(
             answers.append(
                 [
                     [
-                        (tokenizer.piece(int(token)).replace(_SPACE, ""), float(share))
+                        (tokenizer.readable(token), float(share))
                         for token, share in zip(
                             ids_BPK[row, slot], shares_BPK[row, slot], strict=True
                         )
@@ -94,14 +94,6 @@ def fill(
     return answers
 
 
-def _encode_after_mask(tokenizer: Tokenizer, part: str) -> list[int]:
-    """Ids of what follows a mask: without a space between, its first piece begins no new word."""
-    ids = tokenizer.encode(part)
-    if not ids or part[0].isspace():
-        return ids
-    first = tokenizer.piece(ids[0])
-    if first == _SPACE:
-        return ids[1:]
-    ids_by_piece = {tokenizer.piece(token): token for token in range(tokenizer.vocab_size)}
-    inner = ids_by_piece.get(first.removeprefix(_SPACE))
-    return ids if inner is None else [inner, *ids[1:]]
+def _before_mask(tokenizer: Tokenizer, part: str) -> str:
+    """The text before a mask, without the space that the mask stands for."""
+    return part.rstrip() if tokenizer.mask_takes_space else part

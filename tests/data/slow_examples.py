@@ -214,7 +214,7 @@ def example(
     positions, targets = mask(ids, vocabulary, options, stream)
     L, P = options.max_seq_length, options.max_predictions_per_seq
     row: dict[str, Any] = {
-        "input_ids": padded(ids, L),
+        "input_ids": padded(ids, L, vocabulary.pad_id),
         "token_type_ids": padded(types, L),
         "attention_mask": padded([1] * len(ids), L),
         "masked_lm_positions": padded(positions, P),
@@ -226,9 +226,9 @@ def example(
     return row
 
 
-def padded(values: list, length: int) -> list:
+def padded(values: list, length: int, filler: int = 0) -> list:
     assert len(values) <= length
-    return values + [0] * (length - len(values))
+    return values + [filler] * (length - len(values))
 
 
 def pair(
@@ -277,13 +277,15 @@ def truncate(a: list[int], b: list[int], room: int, stream: Stream) -> None:
         longer.pop(0 if stream.below(2) == 0 else -1)
 
 
-def words_of(ids: list[int], vocabulary: examples.Vocabulary) -> list[list[list[int]]]:
+def words_of(
+    ids: list[int], vocabulary: examples.Vocabulary, whole_words: bool
+) -> list[list[list[int]]]:
     """For each segment, its words, each the list of its positions."""
     segments: list[list[list[int]]] = [[]]
     for position, piece in enumerate(ids):
         if piece in (vocabulary.cls_id, vocabulary.sep_id):
             segments.append([])
-        elif vocabulary.starts_word[piece] or not segments[-1]:
+        elif not whole_words or vocabulary.starts_word[piece] or not segments[-1]:
             segments[-1].append([position])
         else:
             segments[-1][-1].append(position)
@@ -303,7 +305,7 @@ def mask(
     # What follows each word in its segment, itself included, as far as an n-gram may reach.
     reach = [
         segment[i : i + options.ngram]
-        for segment in words_of(ids, vocabulary)
+        for segment in words_of(ids, vocabulary, options.whole_word_masking)
         for i in range(len(segment))
     ]
     masked: set[int] = set()

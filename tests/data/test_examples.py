@@ -107,7 +107,7 @@ def test_equals_the_slow_version(objective: str, single_sentence: str):
         split = random_split(rng, V, float(rng.choice([1.2, 5, 20, 60])))
         if sum(bool(document) for shard in split for document in shard) < 2:
             continue
-        words = vocabulary(V, rng.random(V) < 0.6)
+        words = dataclasses.replace(vocabulary(V, rng.random(V) < 0.6), pad_id=trial % 2)
         chosen = options(
             max_seq_length=int(rng.choice([8, 9, 13, 33, 64])),
             max_predictions_per_seq=int(rng.choice([1, 2, 5, 20])),
@@ -117,6 +117,7 @@ def test_equals_the_slow_version(objective: str, single_sentence: str):
             seed=int(rng.integers(0, 2**60)),
             sentence_objective=objective,
             single_sentence=single_sentence,
+            whole_word_masking=bool(rng.random() < 0.7),
         )
         builder = examples.ExampleBuilder(slow.shards(split, (np.uint16, np.uint32)), words, chosen)
         N = builder.examples_per_epoch

@@ -40,8 +40,8 @@ def made(tmp_path):
     rng = random.Random(1)
     texts = [" ".join(rng.choices(words, k=9)) for _ in range(300)]
     (folder / "train").mkdir(parents=True)
-    tokenizer.train(texts, folder / store.TOKENIZER, 90, tokenizer.Normalization())
-    sha = tokenizer.Tokenizer.load(folder / store.TOKENIZER, tokenizer.Normalization()).sha256
+    tokenizer.train(texts, folder / "tokenizer.model", 90, tokenizer.Normalization())
+    sha = tokenizer.Tokenizer.load(folder / "tokenizer.model", tokenizer.Normalization()).sha256
     splits = {
         split: {
             "shards": [
@@ -169,7 +169,7 @@ def test_what_is_no_whole_store_is_refused_by_what_is_wrong_with_it(made, tmp_pa
 def test_another_tokenizer_in_its_place_is_noticed(made):
     assert store.open_store(made).tokenizer().vocab_size == 90
     tokenizer.train(
-        ["gal mun fer dol bim"] * 9, made / store.TOKENIZER, 28, tokenizer.Normalization()
+        ["gal mun fer dol bim"] * 9, made / "tokenizer.model", 28, tokenizer.Normalization()
     )
     with pytest.raises(UserError, match="is not the tokenizer of this store"):
         store.open_store(made).tokenizer()
