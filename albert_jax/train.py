@@ -23,7 +23,7 @@ import argparse
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from albert_jax import cli, config
@@ -32,6 +32,7 @@ from albert_jax.errors import UserError
 
 if TYPE_CHECKING:
     from albert_jax.training import hosts
+    from albert_jax.training.step import TrainState
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,6 +41,15 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.parser(__doc__ or "", "train")
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a config file")
     parser.add_argument("--workdir", required=True, type=pathlib.Path, help="the run's folder")
+    parser.add_argument(
+        "--init",
+        type=pathlib.Path,
+        metavar="MODEL",
+        help="start from a run, a folder of Transformers or a checkpoint of Google's",
+    )
+    parser.add_argument(
+        "--slots", action="store_true", help="--init also gives the optimizer's moments and step"
+    )
     parser.add_argument(
         "--profile",
         type=_steps,
@@ -50,6 +60,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--num_processes", type=int, metavar="N", help="of the whole run")
     parser.add_argument("--process_id", type=int, metavar="I", help="of this one, from 0")
     args, overrides = cli.parse_with_overrides(parser, argv)
+    if args.slots and not args.init:
+        parser.error("--slots goes with --init")
 
     from albert_jax.training import hosts  # and JAX: after what needs none
 
@@ -75,13 +87,14 @@ def _train(
     from albert_jax.training import loop, program, sharding
 
     cfg = loop.resolve(cfg, data)
+    start = _start(args, cfg, data, processes) if args.init else None
     mesh = sharding.make_mesh(cfg, jax.devices())
     run = program.build(cfg, mesh)
     if processes.leader:
         print(program.describe(run))
         for warning in config.recipe_warnings(cfg):
             print(f"warning: {warning}", file=sys.stderr)
-    if not loop.train(run, data, args.workdir, processes, args.profile, started):
+    if not loop.train(run, data, args.workdir, processes, args.profile, started, start):
         return 1
     if processes.leader:
         print(
@@ -89,6 +102,28 @@ def _train(
             f"next: python -m albert_jax.evaluate --workdir={args.workdir}"
         )
     return 0
+
+
+def _start(
+    args: argparse.Namespace,
+    cfg: config.Config,
+    data: store.Store,
+    processes: "hosts.Hosts",
+) -> "Callable[[TrainState], TrainState]":
+    """What makes of a new state one that starts from the model of --init."""
+    from albert_jax.interop import initial, models
+
+    model = models.read(args.init, slots=args.slots)
+    theirs = models.read_tokenizer(args.init, model)
+    initial.check(model, cfg.model, str(args.init), theirs, data.tokenizer())
+
+    def start(state: "TrainState") -> "TrainState":
+        if processes.leader:
+            anew = ", ".join(initial.fresh(model, state))
+            print(f"starts from {args.init}" + (f"; from nothing: {anew}" if anew else ""))
+        return initial.started(state, model, args.slots)
+
+    return start
 
 
 def _steps(text: str) -> tuple[int, int]:

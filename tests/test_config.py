@@ -2,10 +2,13 @@
 
 import pathlib
 
+import jax
 import pytest
 
 from albert_jax import config
 from albert_jax.errors import UserError
+from albert_jax.model import pretraining
+from albert_jax.training import step
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 TINY = str(CONFIGS / "tiny.py")
@@ -28,6 +31,75 @@ def test_published_recipes(size):
     for cfg in (v1, v2):
         assert (cfg.train.global_batch_size, cfg.optimizer.learning_rate) == (4096, 0.00176)
         assert (cfg.optimizer.warmup_steps, cfg.data.max_seq_length) == (3125, 512)
+
+
+def parameters(file: str) -> dict[str, int]:
+    cfg = config.load(str(CONFIGS / file))
+    shapes = jax.eval_shape(
+        lambda: step.init_params(pretraining.PretrainingModel(cfg.model), seed=0)
+    )
+    return {
+        part: sum(leaf.size for leaf in jax.tree.leaves(leaves)) for part, leaves in shapes.items()
+    }
+
+
+# Without heads, and with them; of the models that their authors published.
+@pytest.mark.parametrize(
+    ("file", "backbone", "whole"),
+    [
+        ("base.py", 11_683_584, 11_813_810),
+        ("large.py", 17_683_968, 17_847_474),
+        ("xlarge.py", 58_724_864, 59_021_490),
+        ("xxlarge.py", 222_595_584, 223_158_450),
+        ("bert_base.py", 109_482_240, 110_106_428),
+        ("bert_large.py", 335_141_888, 336_226_108),
+        ("roberta_base.py", 124_055_040, 124_697_433),
+        ("roberta_large.py", 354_310_144, 355_412_057),
+        ("distilbert_base.py", 66_362_880, 66_985_530),
+    ],
+)
+def test_published_sizes_have_the_published_number_of_parameters(file, backbone, whole):
+    counts = parameters(file)
+    heads = counts["masked_lm"] + counts.get("sentence_order", 0)
+    assert (sum(counts.values()) - heads, sum(counts.values())) == (backbone, whole)
+
+
+# One layer of 768 has 2,363,904 + 4,723,968 parameters, attention's and the feed-forward half's.
+@pytest.mark.parametrize(
+    ("changes", "part", "expected"),
+    [
+        ("", "encoder", 2_363_904 + 4_723_968),
+        ("sharing=attention", "encoder", 2_363_904 + 12 * 4_723_968),
+        ("sharing=ffn,depth=3", "encoder", 3 * 2_363_904 + 4_723_968),
+        ("sharing=none,depth=24", "encoder", 24 * (2_363_904 + 4_723_968)),
+        ("depth=24,sharing=none", "encoder", 24 * (2_363_904 + 4_723_968)),
+        ("embedding=64", "embeddings", 64 * (30_000 + 512 + 2 + 2) + 65 * 768),
+        ("embedding=768", "embeddings", 768 * (30_000 + 512 + 2 + 2)),
+        ("width=1024", "pooler", 1024 * 1025),
+    ],
+)
+def test_ablations_have_the_parameters_they_should(changes, part, expected):
+    assert parameters(f"ablation.py:{changes}")[part] == expected
+
+
+def test_ablations_change_what_they_name_and_refuse_what_is_none():
+    ablation = str(CONFIGS / "ablation.py")
+    base = config.load(f"{CONFIGS / 'base.py'}:v1")
+    assert config.load(ablation) == base
+    cfg = config.load(f"{ablation}:objective=nsp,dropout=0,width=2048")
+    assert (cfg.model.sentence_objective, cfg.model.hidden_dropout_prob) == ("nsp", 0.0)
+    assert (cfg.model.num_attention_heads, cfg.model.intermediate_size) == (32, 8192)
+    assert cfg.optimizer == base.optimizer
+    for changes, message in (
+        ("colour=red", "no ablation 'colour'; there are: embedding=, depth=, width=, sharing="),
+        ("sharing=some", "sharing='some' is not possible; it takes all | attention | ffn | none"),
+        ("depth=", "depth='' is not possible; it takes a whole number"),
+        ("width=100", "width='100' is not possible; it takes a multiple of 64"),
+        ("depth=3,depth=4", "depth is given twice"),
+    ):
+        with pytest.raises(UserError) as error:
+            config.load(f"{ablation}:{changes}")
+        assert message in str(error.value)
 
 
 def test_overrides_reach_their_fields_whatever_their_type():

@@ -14,7 +14,6 @@ Sources: google-research/albert modeling.py, lamb_optimizer.py; google-research/
 import dataclasses
 import json
 import pathlib
-import shutil
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ import numpy as np
 from albert_jax.config import ModelConfig
 from albert_jax.errors import UserError
 from albert_jax.interop import tensors
-from albert_jax.interop.tensors import Head, Pair
+from albert_jax.interop.tensors import Head, Model, Pair
 
 CONFIGS = {"albert": "albert_config.json", "bert": "bert_config.json"}
 _ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu"}
@@ -45,26 +44,7 @@ _STEP = "global_step"
 _MODULE = "module/"
 
 
-@dataclasses.dataclass(frozen=True)
-class Imported:
-    """A checkpoint in our terms.
-
-    Attributes:
-        config, head, params: of the model; NumPy float32.
-        moments: first and second, as trees like `params`; None where the file has none.
-        step: how many updates made it; 0 where the file does not say.
-        notes: what a person should know, a line each.
-    """
-
-    config: ModelConfig
-    head: Head
-    params: Any
-    moments: tuple[Any, Any] | None
-    step: int
-    notes: tuple[str, ...]
-
-
-def load(path: pathlib.Path) -> Imported:
+def load(path: pathlib.Path) -> Model:
     """The model of a checkpoint or of a folder that holds one.
 
     Raises:
@@ -95,7 +75,7 @@ def load(path: pathlib.Path) -> Imported:
     if all(f"{pair.theirs}/{slot}" in shapes for pair in pairs for slot in _MOMENTS):
         moments = (gathered(_MOMENTS[0]), gathered(_MOMENTS[1]))
     step = int(reader.get_tensor(names[_STEP])) if _STEP in names else 0
-    return Imported(config, head, params, moments, step, tuple(notes))
+    return Model(config, head, params, tuple(notes), moments, step)
 
 
 def save(
@@ -131,11 +111,10 @@ def save_module(
     config: ModelConfig,
     head: Head,
     params: Any,
-    tokenizer: pathlib.Path | None = None,
 ) -> None:
     """Writes the layout of a TensorFlow Hub module: a SavedModel whose variables are called
-    `module/...`, and config and vocabulary in `assets/`. It holds weights for those that read them,
-    and no graph to call.
+    `module/...`, and the config in `assets/`. It holds weights for those that read them, and no
+    graph to call.
 
     Raises:
         UserError: Google's code has no such model.
@@ -157,8 +136,6 @@ def save_module(
     (folder / "module").rmdir()
     (folder / "assets").mkdir(exist_ok=True)
     _write_config(folder / "assets" / CONFIGS[config.model_type], fields)
-    if tokenizer is not None:
-        shutil.copyfile(tokenizer, folder / "assets" / "30k-clean.model")
 
 
 def to_config(config: ModelConfig) -> dict[str, Any]:

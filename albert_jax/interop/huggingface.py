@@ -24,7 +24,7 @@ import safetensors.numpy
 from albert_jax.config import ModelConfig
 from albert_jax.errors import UserError
 from albert_jax.interop import tensors, weights
-from albert_jax.interop.tensors import Head, Pair, dense, norm
+from albert_jax.interop.tensors import Head, Model, Pair, dense, norm
 
 # Their name for a model with a head: "Albert" + "ForMaskedLM". "masked_lm" is what "pretraining" is
 # called where there is no sentence head.
@@ -175,24 +175,7 @@ _REQUIRED: dict[str, tuple[Any, ...]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Imported:
-    """A foreign checkpoint in our terms.
-
-    Attributes:
-        config: the model's.
-        head: what stands on the encoder.
-        params: our tree, NumPy float32.
-        notes: what a person should know of it, a line each.
-    """
-
-    config: ModelConfig
-    head: Head
-    params: Any
-    notes: tuple[str, ...]
-
-
-def load(folder: pathlib.Path) -> Imported:
+def load(folder: pathlib.Path) -> Model:
     """The model of a folder of Transformers.
 
     Raises:
@@ -225,7 +208,7 @@ def load(folder: pathlib.Path) -> Imported:
             pairs, like, ours_are, lambda name: read(names[name]), str(folder), known
         )
         notes += _check_tied(fields, names, read)
-    return Imported(config, head, params, tuple(notes))
+    return Model(config, head, params, tuple(notes))
 
 
 def save(

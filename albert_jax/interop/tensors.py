@@ -49,6 +49,28 @@ class Head:
     labels: tuple[str, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model as it is carried from one format to another.
+
+    Attributes:
+        config: the encoder's.
+        head: what stands on it.
+        params: our tree, NumPy float32.
+        notes: what a person should know of how it was read, a line each.
+        moments: the optimizer's first and second, as trees like `params`; None where there are
+            none.
+        step: how many updates made it; 0 where nothing says.
+    """
+
+    config: ModelConfig
+    head: Head
+    params: Any
+    notes: tuple[str, ...] = ()
+    moments: tuple[Any, Any] | None = None
+    step: int = 0
+
+
 def shapes(config: ModelConfig, head: Head) -> Any:
     """The tree of a model's parameters as shapes; nothing is computed."""
     ids = jnp.zeros((1, 1, 8) if head.kind == "multiple_choice" else (1, 8), jnp.int32)

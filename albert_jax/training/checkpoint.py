@@ -29,6 +29,34 @@ def newest_in(folder: pathlib.Path) -> int | None:
     return max(steps, default=None)
 
 
+def read_params(workdir: pathlib.Path, like: Any, number: int | None = None) -> tuple[Any, int]:
+    """The parameters that a run saved, and the step they are of.
+
+    Args:
+        workdir: of the run.
+        like: their shapes, dtypes and shardings.
+        number: which checkpoint; the newest by default.
+
+    Raises:
+        UserError: the run has no such checkpoint, or it does not fit.
+    """
+    folder = workdir / "checkpoints"
+    if newest_in(folder) is None:  # opening it would make the folder
+        raise UserError(f"{workdir} has no checkpoint yet; albert_jax.train saves the first one.")
+    with Checkpoints(folder) as saved:
+        found = saved.steps
+        number = found[-1] if number is None else number
+        if number not in found:
+            raise UserError(f"{workdir} has no checkpoint of step {number}; there are: {found}.")
+        return saved.restore_params(like, number), number
+
+
+def write_params(workdir: pathlib.Path, params: Any, number: int) -> None:
+    """Saves parameters alone, as `read_params` reads them: a model that came from elsewhere."""
+    with Checkpoints(workdir / "checkpoints") as saved:
+        saved.save_params(params, number)
+
+
 class Checkpoints:
     """The `checkpoints/` folder of a run.
 
@@ -119,6 +147,12 @@ class Checkpoints:
             metrics=metrics,
             custom_metadata=seconds,
         )
+
+    def save_params(self, params: Any, number: int) -> None:
+        """Saves parameters without the state of a training."""
+        args = ocp.args.Composite(params=ocp.args.StandardSave(params))
+        self._guarded(self._manager.save, number, args=args)
+        self.wait()
 
     def wait(self) -> None:
         """Until everything that was started is on the disk."""

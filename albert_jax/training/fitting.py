@@ -161,7 +161,7 @@ def compile_program(
 ) -> Fitted:
     """Compiles a program's step; the other arguments and errors as in `fit`."""
     start, mesh = time.monotonic(), run.mesh
-    traced = run.train_step.trace(run.abstract_state, run.abstract_batch())
+    traced = run.train_step.trace(run.abstract_state, run.abstract_batch(), *run.abstract_frozen)
     lowered = traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,))
     try:
         compiled = (
@@ -189,8 +189,8 @@ def memory_limit(device: Any) -> int | None:
 
 
 def argument_bytes(run: program.Program) -> int:
-    """Of state and batch on one device."""
-    return device_bytes((run.abstract_state, run.abstract_batch()))
+    """Of state, batch and whatever is frozen, on one device."""
+    return device_bytes((run.abstract_state, run.abstract_batch(), run.abstract_frozen))
 
 
 def device_bytes(tree: Any) -> int:

@@ -6,7 +6,6 @@ The tokenizer lies in the workdir itself, so that a run can be carried away from
 import dataclasses
 import json
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -38,6 +37,7 @@ def load(
     size = batch_size or cfg.train.global_batch_size
     cfg = dataclasses.replace(
         cfg,
+        distillation=config_lib.DistillationConfig(),  # the teacher has done its work
         # It may have been trained on another platform, with a kernel that there is not here.
         model=dataclasses.replace(cfg.model, attention="auto"),
         mesh=config_lib.MeshConfig(data=-1, fsdp=1, tensor=1),
@@ -46,25 +46,20 @@ def load(
         ),
     )
     run = program.build(cfg, sharding.make_mesh(cfg, devices))
-    nothing = UserError(f"{workdir} has no checkpoint yet; albert_jax.train saves the first one.")
-    folder = workdir / "checkpoints"
-    if not folder.is_dir():  # which opening it would make
-        raise nothing
-    with checkpoint.Checkpoints(folder) as saved:
-        found = saved.steps
-        if not found:
-            raise nothing
-        number = found[-1] if number is None else number
-        if number not in found:
-            raise UserError(f"{workdir} has no checkpoint of step {number}; there are: {found}.")
-        return run, saved.restore_params(run.abstract_state.params, number), number
+    params, number = checkpoint.read_params(workdir, run.abstract_state.params, number)
+    return run, params, number
 
 
 def keep_tokenizer(data: store.Store, workdir: pathlib.Path) -> None:
     """Copies the store's tokenizer and what text is normalised with into a run's folder."""
-    shutil.copyfile(data.path / store.TOKENIZER, workdir / store.TOKENIZER)
-    options = dataclasses.asdict(data.tokenizer().normalization)
-    (workdir / _NORMALIZATION).write_text(json.dumps(options) + "\n", encoding="utf-8")
+    write_tokenizer(data.tokenizer(), workdir)
+
+
+def write_tokenizer(spoken: tokenizer.Tokenizer, workdir: pathlib.Path) -> None:
+    """Puts a tokenizer into a run's folder, where `load_tokenizer` finds it."""
+    (workdir / spoken.file_name).write_bytes(spoken.content)
+    options = json.dumps(spoken.normalization.record())
+    (workdir / _NORMALIZATION).write_text(options + "\n", encoding="utf-8")
 
 
 def load_tokenizer(workdir: pathlib.Path) -> tokenizer.Tokenizer:
@@ -78,4 +73,10 @@ def load_tokenizer(workdir: pathlib.Path) -> tokenizer.Tokenizer:
         options = tokenizer.Normalization(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError) as error:
         raise UserError(f"{path} does not say how text is normalised: {error}") from None
-    return tokenizer.Tokenizer.load(workdir / store.TOKENIZER, options)
+    kept = [workdir / name for name in tokenizer.FILES if (workdir / name).exists()]
+    if len(kept) != 1:
+        raise UserError(
+            f"{workdir} must hold one of {', '.join(tokenizer.FILES)}, the tokenizer it was "
+            f"trained with; it holds {len(kept)} of them."
+        )
+    return tokenizer.Tokenizer.load(kept[0], options)

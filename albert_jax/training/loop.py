@@ -32,6 +32,7 @@ from albert_jax.progress import Progress
 from albert_jax.training import (
     checkpoint,
     compilation_cache,
+    distillation,
     evaluation,
     fitting,
     goodput,
@@ -49,15 +50,17 @@ from albert_jax.training.compiler_options import compiler_options
 
 _STEPS_AHEAD = 2  # of the device; more would only be longer to wait for when the run must stop
 
-TrainStep = Callable[[step.TrainState, step.Batch], step.TrainState]
+TrainStep = Callable[..., step.TrainState]
 Batches = Generator[dict[str, np.ndarray], None, None]
 
 
 def resolve(config: Config, data: store.Store) -> Config:
-    """The config with what only the store knows: vocabulary size and fingerprint.
+    """The config with what only the store knows, vocabulary size and fingerprint, and what only the
+    teacher's run knows, its newest checkpoint.
 
     Raises:
-        UserError: the config names another vocabulary than the store's.
+        UserError: the config names another vocabulary than the store's, or a teacher that has
+            another one or is none.
     """
     vocab_size = data.vocab_size
     if config.model.vocab_size not in (0, vocab_size):
@@ -67,11 +70,12 @@ def resolve(config: Config, data: store.Store) -> Config:
             f"set it to 0 (the store's) or {vocab_size}, or prepare the text with the tokenizer "
             "you mean."
         )
-    return dataclasses.replace(
+    config = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, vocab_size=vocab_size),
         data=dataclasses.replace(config.data, store_fingerprint=data.fingerprint),
     )
+    return distillation.resolve(config, data.tokenizer().sha256)
 
 
 def example_builder(config: Config, data: store.Store, split: str) -> examples.ExampleBuilder:
@@ -88,6 +92,7 @@ def example_builder(config: Config, data: store.Store, split: str) -> examples.E
         seed=fields.seed,
         sentence_objective=config.model.sentence_objective,
         single_sentence=fields.single_sentence,
+        whole_word_masking=fields.whole_word_masking,
     )
     vocabulary = examples.Vocabulary.of(data.tokenizer())
     return examples.ExampleBuilder(data.split(split), vocabulary, options)
@@ -100,6 +105,7 @@ def train(
     processes: hosts.Hosts,
     profile: tuple[int, int] | None = None,
     started: float | None = None,
+    start: Callable[[step.TrainState], step.TrainState] | None = None,
 ) -> bool:
     """Trains to `train.steps`, from the newest checkpoint in `workdir` if there is one.
 
@@ -111,6 +117,7 @@ def train(
         processes: that make this run together.
         profile: the first and the last step, from 1, that a trace in `workdir`/profile shows.
         started: when this process began, in `time.monotonic()`.
+        start: what makes of a new state the one to begin with; a run that goes on has its own.
 
     Returns:
         True when all steps are done; False when a signal stopped it, its state saved.
@@ -131,7 +138,7 @@ def train(
         minutes = run.config.train.stall_minutes
         stack.enter_context(goodput.Watchdog(clock, minutes, workdir, processes))
         saved = stack.enter_context(checkpoint.Checkpoints(folder, run.config.checkpoint.keep))
-        return _Loop(run, data, workdir, saved, processes, clock, profile).run()
+        return _Loop(run, data, workdir, saved, processes, clock, profile, start).run()
 
 
 class _Loop:
@@ -146,18 +153,23 @@ class _Loop:
         processes: hosts.Hosts,
         clock: goodput.Clock,
         profile: tuple[int, int] | None,
+        start: Callable[[step.TrainState], step.TrainState] | None,
     ) -> None:
         self._program, self._config, self._workdir = run, run.config, workdir
         self._saved, self._hosts, self._clock = saved, processes, clock
         self._profile = profile if processes.leader else None
-        self._tracing = False
+        self._tracing, self._start = False, start
         self._unigram_loss = data.unigram_loss
         self._examples = example_builder(run.config, data, "train")
         self._held_out = example_builder(run.config, data, "validation")
+        self._frozen = (run.teacher.params(),) if run.teacher else ()
         batch_size = run.config.train.global_batch_size
         self._rows = sharding.local_rows(run.batch_sharding, batch_size)
         self._rate = optimizer.learning_rate(run.config.optimizer, run.config.train.steps)
         sequence_flops = telemetry.model_flops_per_sequence(run.config.model, run.config.data)
+        if run.teacher:  # forward alone
+            of_teacher = run.teacher.model.config
+            sequence_flops += telemetry.model_flops_per_sequence(of_teacher, run.config.data) / 3
         peak = telemetry.peak_flops(run.mesh.devices.flat[0])
         self._utilization = (
             sequence_flops * batch_size / (peak * run.mesh.size) if peak is not None else None
@@ -195,7 +207,7 @@ class _Loop:
             while number < total and not self._hosts.stopping:
                 number += 1
                 with self._traced(number):
-                    state = train_step(state, self._next_batch())
+                    state = train_step(state, self._next_batch(), *self._frozen)
                     self._keep_near(state)
                 order = self._hosts.order(self._save_due)
                 log = number % config.log.every_steps == 0 or number == total
@@ -232,7 +244,13 @@ class _Loop:
         """The newest checkpoint's state, or a new one, and how many steps made it."""
         if number := self._saved.newest or 0:
             return self._saved.restore(self._program.abstract_state, number), number
-        return self._program.init(), 0
+        state, teacher = self._program.init(), self._program.teacher
+        if teacher and self._config.distillation.layers:
+            params = teacher.started(state.params, self._config)
+            state = dataclasses.replace(state, params=params)
+        if self._start:
+            state = self._start(state)
+        return state, int(state.step)
 
     def _open_log(self, number: int) -> bool:
         """Begins to log after step `number`; whether that step's evaluation was broken off."""
@@ -241,7 +259,8 @@ class _Loop:
         self._log: telemetry.MetricsLog | None = None
         if self._hosts.leader:
             rows = list(telemetry.read_metrics(self._workdir / "metrics.jsonl"))
-            seconds = self._saved.seconds(number) if number else {}
+            newest = self._saved.newest  # none where a run begins with --init
+            seconds = self._saved.seconds(newest) if newest else {}
             self._clock.rewind(seconds, goodput.read_fields(rows[-1] if rows else {}))
             self._log = telemetry.MetricsLog(self._workdir, number)
             evaluated = any(row["step"] == number and "split" in row for row in rows)
@@ -334,9 +353,9 @@ class _Loop:
             if self._log:
                 self._log.close()
                 self._log = telemetry.MetricsLog(self._workdir, number)
-                self._clock.rewind(self._saved.seconds(number) if number else {})
+                self._clock.rewind(self._saved.seconds(good) if good else {})
         self._progress.write(
-            f"loss or gradient of step {bad_step + 1} is not finite: goes back to step {good}, "
+            f"loss or gradient of step {bad_step + 1} is not finite: goes back to step {number}, "
             f"without batch {self._skipped[-1]}"
         )
         self._progress.advance(number - self._window_first)
@@ -381,7 +400,8 @@ class _Loop:
         spent = self._clock.seconds()
         waited = spent["data_wait"] - self._window_spent["data_wait"]
         seconds = (spent["step"] - self._window_spent["step"] + waited) / steps
-        means = {name: float(window[name]) / int(window_steps) for name in step.METRICS}
+        names = [name for name in step.METRICS + step.TEACHER_METRICS if name in window]
+        means = {name: float(window[name]) / int(window_steps) for name in names}
         utilization = self._utilization
         values: dict[str, float | None] = {
             **means,

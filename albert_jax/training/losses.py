@@ -15,6 +15,7 @@ import jax.numpy as jnp
 # Added to the number of masked slots, as in the released code (run_pretraining.py), where it keeps
 # 0/0 away.
 MASKED_LM_COUNT_EPSILON = 1e-5
+_SQUARE_EPSILON = 1e-12  # PyTorch's
 
 
 class Sums(NamedTuple):
@@ -51,3 +52,54 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> S
     return Sums(
         jnp.sum((normalizers - label_logits) * weights), jnp.sum(hits * weights), jnp.sum(weights)
     )
+
+
+def divergence(
+    student_logits: jax.Array, teacher_logits: jax.Array, weights: jax.Array, temperature: float
+) -> jax.Array:
+    """Weighted sum of KL(softmax(teacher / temperature) || softmax(student / temperature)), nats.
+
+    Args:
+        student_logits, teacher_logits: [..., C] of any float dtype; taken to float32 here.
+        weights: float [...].
+        temperature: above 0.
+
+    Raises:
+        ValueError: the shapes disagree.
+    """
+    if (
+        not student_logits.shape
+        == teacher_logits.shape
+        == (*weights.shape, teacher_logits.shape[-1])
+    ):
+        raise ValueError(
+            "divergence wants two logits (..., C) and weights (...); "
+            f"got {student_logits.shape}, {teacher_logits.shape}, {weights.shape}."
+        )
+    ours = jax.nn.log_softmax(student_logits.astype(jnp.float32) / temperature)
+    theirs = jax.nn.log_softmax(teacher_logits.astype(jnp.float32) / temperature)
+    return jnp.sum(weights * jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1))
+
+
+def cosine_distance(student: jax.Array, teacher: jax.Array, weights: jax.Array) -> jax.Array:
+    """Weighted sum of 1 - cosine of two vectors each, as PyTorch's CosineEmbeddingLoss.
+
+    Args:
+        student, teacher: [..., D] of any float dtype; taken to float32 here.
+        weights: float [...].
+
+    Raises:
+        ValueError: the shapes disagree.
+    """
+    if not student.shape == teacher.shape == (*weights.shape, teacher.shape[-1]):
+        raise ValueError(
+            "cosine_distance wants two times vectors (..., D) and weights (...); "
+            f"got {student.shape}, {teacher.shape}, {weights.shape}."
+        )
+    ours, theirs = student.astype(jnp.float32), teacher.astype(jnp.float32)
+
+    def product(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.sum(x * y, axis=-1)
+
+    squares = (product(ours, ours) + _SQUARE_EPSILON) * (product(theirs, theirs) + _SQUARE_EPSILON)
+    return jnp.sum(weights * (1.0 - product(ours, theirs) * jax.lax.rsqrt(squares)))

@@ -1,7 +1,8 @@
 """LAMB and AdamW as they were released with ALBERT, built from optax where optax does the same.
 
-Source: google-research/albert lamb_optimizer.py and optimization.py. Two parts are written here
-    because optax differs:
+Source: google-research/albert lamb_optimizer.py and optimization.py. By option the moments are
+corrected for their bias, and the decay begins after the warm-up, as in fairseq (RoBERTa), PyTorch
+and Transformers (DistilBERT). Two parts are written here because optax differs:
 `scale_by_moments` (optax's Adam always corrects the bias of the moments, the released code never
 does) and `scale_by_trust_ratio` (optax takes one norm of a whole array and cannot leave arrays out;
 here each parameter set of a stack is a variable of its own, as it was in the released checkpoints,
@@ -24,13 +25,15 @@ def learning_rate(cfg: OptimizerConfig, total_steps: int) -> Callable[[Any], jax
     to 0.
 
     The decay counts from the first update, not from the end of the warm-up, so the rate drops a
-    little there. [optimization.py; that the first update has number 1 is what checkpoints trained
-    by the released code show.]
+    little there; with `decay_from_warmup` it does not. [optimization.py; that the first update has
+    number 1 is what checkpoints trained by the released code show.]
     """
+    first = cfg.warmup_steps if cfg.decay_from_warmup else 0
 
     def schedule(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
-        decayed = cfg.learning_rate * (1.0 - jnp.minimum(step, total_steps) / total_steps)
+        passed = (jnp.minimum(step, total_steps) - first) / max(total_steps - first, 1)
+        decayed = cfg.learning_rate * (1.0 - passed)
         warming = cfg.learning_rate * step / max(cfg.warmup_steps, 1)
         return jnp.where(step < cfg.warmup_steps, warming, decayed)
 
@@ -53,8 +56,9 @@ def optimizer(
     stack_axes = jax.tree.map(
         lambda names: sum(name in STACK_AXES for name in names), axis_names, is_leaf=_is_names
     )
+    scale_by = optax.scale_by_adam if cfg.bias_correction else scale_by_moments
     parts = [
-        scale_by_moments(cfg.beta1, cfg.beta2, cfg.epsilon),
+        scale_by(cfg.beta1, cfg.beta2, cfg.epsilon),
         optax.add_decayed_weights(cfg.weight_decay, decayed),
     ]
     if cfg.clip_norm:
@@ -90,6 +94,25 @@ def scale_by_moments(beta1: float, beta2: float, epsilon: float) -> optax.Gradie
         return scaled, MomentsState(mu, nu)
 
     return optax.GradientTransformation(init, update)
+
+
+def moments(opt_state: Any) -> tuple[Any, Any]:
+    """The first and second moments in a state of `optimizer`, as trees like the parameters."""
+    [found] = [part for part in opt_state if isinstance(part, MomentsState)]
+    return found.mu, found.nu
+
+
+def with_moments(opt_state: Any, mu: Any, nu: Any, step: int) -> Any:
+    """A state of `optimizer` after `step` updates that led to these moments."""
+
+    def replaced(part: Any) -> Any:
+        if isinstance(part, MomentsState):
+            part = part._replace(mu=jax.tree.map(jnp.asarray, mu), nu=jax.tree.map(jnp.asarray, nu))
+        if "count" in getattr(part, "_fields", ()):
+            part = part._replace(count=jnp.asarray(step, jnp.int32))
+        return part
+
+    return tuple(replaced(part) for part in opt_state)
 
 
 def scale_by_trust_ratio(adapted: Any, stack_axes: Any) -> optax.GradientTransformation:

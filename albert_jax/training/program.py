@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from albert_jax.config import Config
 from albert_jax.model import attention, layers, pretraining
-from albert_jax.training import losses, optimizer, sharding, step
+from albert_jax.training import distillation, losses, optimizer, sharding, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,9 @@ class Program:
         batch_sharding: how batches lie on the mesh.
         abstract_state: shapes, dtypes and shardings of the state.
         init: () -> state at step 0, born sharded.
-        train_step: (state, batch) -> state; the old state's memory is used again.
+        train_step: (state, batch, *frozen) -> state; the old state's memory is used again.
         eval_step: (params, batch) -> (masked word sums, sentence sums, rows).
+        teacher: whose parameters are what is `frozen`; None where nothing is.
     """
 
     config: Config
@@ -41,8 +42,14 @@ class Program:
     batch_sharding: NamedSharding
     abstract_state: step.TrainState
     init: Callable[[], step.TrainState]
-    train_step: Callable[[step.TrainState, step.Batch], step.TrainState]
+    train_step: Callable[..., step.TrainState]
     eval_step: Callable[[Any, step.Batch], tuple[losses.Sums, losses.Sums, jax.Array]]
+    teacher: distillation.Teacher | None
+
+    @property
+    def abstract_frozen(self) -> tuple[Any, ...]:
+        """What the training step takes after state and batch, and no step changes."""
+        return (self.teacher.abstract_params,) if self.teacher else ()
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The training batch's shapes and shardings (see the batch contract in data.examples)."""
@@ -78,6 +85,7 @@ def build(config: Config, mesh: Mesh) -> Program:
     boxed = jax.eval_shape(lambda: step.init_params(whole_model, config.train.seed))
     names = sharding.axis_names(boxed)
     tx = optimizer.optimizer(config.optimizer, config.train.steps, names)
+    teacher = distillation.on_mesh(config, mesh)
     recipe = step.Recipe(
         model=model,
         optimizer=tx,
@@ -87,10 +95,14 @@ def build(config: Config, mesh: Mesh) -> Program:
         microbatches=sharding.microbatches(config, mesh),
         log_every_steps=config.log.every_steps,
         batch_axes=sharding.BATCH_AXES,
+        teacher=teacher.model if teacher else None,
+        distillation=config.distillation,
     )
+    metrics = step.METRICS + (step.TEACHER_METRICS if teacher else ())
 
     def init() -> step.TrainState:
-        return step.init_state(meta.unbox(step.init_params(whole_model, config.train.seed)), tx)
+        params = meta.unbox(step.init_params(whole_model, config.train.seed))
+        return step.init_state(params, tx, metrics)
 
     shapes = jax.eval_shape(init)
     specs = jax.tree.map(
@@ -110,10 +122,13 @@ def build(config: Config, mesh: Mesh) -> Program:
         )
 
     def device_gradients(
-        params: Any, number: jax.Array, batch: step.Batch
+        params: Any, number: jax.Array, batch: step.Batch, *frozen: Any
     ) -> tuple[Any, dict[str, jax.Array]]:
         first_row = sharding.first_row(mesh, config.train.global_batch_size)
-        grads, metrics = step.gradients(gathered(params), number, batch, first_row, recipe)
+        teaching = teacher.gathered(*frozen) if teacher else None
+        grads, metrics = step.gradients(
+            gathered(params), number, batch, first_row, recipe, teaching
+        )
         return jax.tree.map(sharding.reduced, grads, specs), metrics
 
     def device_eval(params: Any, batch: step.Batch) -> Any:
@@ -123,14 +138,17 @@ def build(config: Config, mesh: Mesh) -> Program:
     on_devices = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
     gradients = on_devices(
         device_gradients,
-        in_specs=(specs, everywhere, batch_sharding.spec),
+        in_specs=(specs, everywhere, batch_sharding.spec, *([teacher.specs] if teacher else [])),
         out_specs=(specs, everywhere),
     )
     eval_step = on_devices(device_eval, in_specs=(specs, batch_sharding.spec), out_specs=everywhere)
 
-    def train_step(state: step.TrainState, batch: step.Batch) -> step.TrainState:
-        return step.train_step(state, batch, recipe, gradients)
+    def train_step(state: step.TrainState, batch: step.Batch, *frozen: Any) -> step.TrainState:
+        return step.train_step(state, batch, recipe, lambda *given: gradients(*given, *frozen))
 
+    frozen_shardings = (
+        [jax.tree.map(lambda leaf: leaf.sharding, teacher.abstract_params)] if teacher else []
+    )
     return Program(
         config=config,
         mesh=mesh,
@@ -145,7 +163,7 @@ def build(config: Config, mesh: Mesh) -> Program:
         init=jax.jit(init, out_shardings=state_shardings),
         train_step=jax.jit(
             train_step,
-            in_shardings=(state_shardings, batch_sharding),
+            in_shardings=(state_shardings, batch_sharding, *frozen_shardings),
             out_shardings=state_shardings,
             donate_argnums=0,
         ),
@@ -154,6 +172,7 @@ def build(config: Config, mesh: Mesh) -> Program:
             in_shardings=(state_shardings.params, batch_sharding),
             out_shardings=sharding.replicated(mesh),
         ),
+        teacher=teacher,
     )
 
 
@@ -165,7 +184,7 @@ def parameter_counts(run: Program) -> dict[str, int]:
         "projection": params["embeddings"].get("projection", {}),
         "attention": params["encoder"]["attention"],
         "feed-forward": params["encoder"]["ffn"],
-        "pooler": params["pooler"],
+        "pooler": params.get("pooler", {}),
         "masked-word head": params["masked_lm"],
         "sentence head": params.get("sentence_order", {}),
     }

@@ -8,7 +8,7 @@ Letters: B batch (one device's rows of it), P masked slots.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from albert_jax.config import ModelConfig
+from albert_jax.config import DistillationConfig, ModelConfig
 from albert_jax.model import pretraining
 from albert_jax.training import losses
 
@@ -29,6 +29,8 @@ METRICS = (
     "sentence_order_accuracy",
     "grad_norm",
 )
+# Beside these where there is a teacher: how far from it, without the weights of the loss.
+TEACHER_METRICS = ("teacher_divergence", "teacher_cosine_distance")
 
 
 @flax.struct.dataclass
@@ -38,7 +40,8 @@ class TrainState:
     Attributes:
         step: int32, how many steps are done.
         params, opt_state: float32.
-        window: sums of METRICS over the steps since the last logged one, float32.
+        window: sums of METRICS (and TEACHER_METRICS) over the steps since the last logged one,
+            float32.
         window_steps: how many those are, int32.
         bad_step: int32, the first step whose loss or gradient was not finite; -1 while all were.
     """
@@ -63,6 +66,7 @@ class Recipe:
         microbatches: how many parts a device's rows are handled in, one after the other.
         log_every_steps: after so many steps the window starts anew.
         batch_axes: the mesh axes over which the batch is shared out.
+        teacher: whose answers the model learns too, if any; `distillation` says how much.
     """
 
     model: pretraining.PretrainingModel
@@ -72,6 +76,8 @@ class Recipe:
     microbatches: int
     log_every_steps: int
     batch_axes: tuple[str, ...] = ()
+    teacher: pretraining.PretrainingModel | None = None
+    distillation: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
 
 
 def init_params(model: pretraining.PretrainingModel, seed: int) -> Any:
@@ -80,13 +86,15 @@ def init_params(model: pretraining.PretrainingModel, seed: int) -> Any:
     return model.init(jax.random.key(seed), ids, ids, ids, ids[:, :1])["params"]
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+def init_state(
+    params: Any, optimizer: optax.GradientTransformation, metrics: Sequence[str] = METRICS
+) -> TrainState:
+    """The state before the first step, with room for sums of `metrics`."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
-        window={name: jnp.zeros((), jnp.float32) for name in METRICS},
+        window={name: jnp.zeros((), jnp.float32) for name in metrics},
         window_steps=jnp.zeros((), jnp.int32),
         bad_step=jnp.full((), -1, jnp.int32),
     )
@@ -105,7 +113,7 @@ def train_step(
     """
     grads, metrics = gradients(state.params, state.step, batch)
     with jax.named_scope("optimizer"):
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         params, opt_state = jax.tree.map(
@@ -119,7 +127,7 @@ def train_step(
         params=params,
         opt_state=opt_state,
         window={
-            name: jnp.where(first, 0.0, state.window[name]) + metrics[name] for name in METRICS
+            name: jnp.where(first, 0.0, state.window[name]) + metrics[name] for name in state.window
         },
         window_steps=jnp.where(first, 0, state.window_steps) + 1,
         bad_step=jnp.where(finite | (state.bad_step >= 0), state.bad_step, state.step),
@@ -127,9 +135,18 @@ def train_step(
 
 
 def gradients(
-    params: Any, step: jax.Array, batch: Batch, first_row: jax.Array | int, recipe: Recipe
+    params: Any,
+    step: jax.Array,
+    batch: Batch,
+    first_row: jax.Array | int,
+    recipe: Recipe,
+    teacher_params: Any = None,
 ) -> tuple[Any, dict[str, jax.Array]]:
     """This device's part of the gradients of the whole batch's loss, and METRICS but the norm.
+
+    With a teacher the masked-word loss is weighted, and beside it stand the divergence from the
+    teacher's answers at the masked positions and the cosine distance of the last hidden states
+    (Sanh et al. 2019, arXiv:1910.01108, section 3, where both are means over a batch too).
 
     The parts of all devices add up to the gradients, whatever the number of devices and
     microbatches. The metrics are summed already.
@@ -140,25 +157,41 @@ def gradients(
         batch: this device's rows.
         first_row: the number of its first row in the whole batch.
         recipe: see there.
+        teacher_params: whole, where the recipe has a teacher; there is no gradient of them.
     """
     # The denominators are those of the whole batch, so that parts can simply be added.
     masked_count, row_count = jax.lax.psum(
         (jnp.sum(batch["masked_lm_weights"]), jnp.sum(row_weights(batch))), recipe.batch_axes
     )
     masked_count += losses.MASKED_LM_COUNT_EPSILON
+    token_count = jnp.zeros((), jnp.float32)
+    if recipe.teacher:
+        token_count = jax.lax.psum(jnp.sum(token_weights(batch)), recipe.batch_axes)
+    weights = recipe.distillation
     keys = jax.random.fold_in(jax.random.key(recipe.seed), step)
 
-    def loss(
-        params: Any, batch: Batch, rows: jax.Array
-    ) -> tuple[jax.Array, tuple[losses.Sums, losses.Sums]]:
+    def loss(params: Any, batch: Batch, rows: jax.Array) -> tuple[jax.Array, Any]:
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(keys, rows) if recipe.dropout else None
-        masked_lm, sentence = forward_sums(recipe.model, params, batch, keys_B)
-        return masked_lm.loss / masked_count + sentence.loss / row_count, (masked_lm, sentence)
+        output = forward(recipe.model, params, batch, keys_B)
+        masked_lm, sentence = prediction_sums(output, batch)
+        if recipe.teacher is None:
+            total = masked_lm.loss / masked_count + sentence.loss / row_count
+            return total, (masked_lm, sentence, None)
+        with jax.named_scope("teacher"):
+            taught = forward(recipe.teacher, teacher_params, batch, None)
+        apart = teacher_sums(output, taught, batch, weights)
+        softened = weights.kl_weight * weights.temperature**2 * apart[0]
+        total = (
+            (softened + weights.masked_lm_weight * masked_lm.loss) / masked_count
+            + weights.cosine_weight * apart[1] / token_count
+            + sentence.loss / row_count
+        )
+        return total, (masked_lm, sentence, apart)
 
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
     rows = first_row + jnp.arange(batch["input_ids"].shape[0], dtype=jnp.int32)
     if recipe.microbatches == 1:
-        (total, (masked_lm, sentence)), grads = value_and_grad(params, batch, rows)
+        (total, sums), grads = value_and_grad(params, batch, rows)
     else:
         parts = jax.tree.map(
             lambda x_B: x_B.reshape(recipe.microbatches, -1, *x_B.shape[1:]), (dict(batch), rows)
@@ -172,15 +205,19 @@ def gradients(
         def add(sums: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, sums, value_and_grad(params, *part)), None
 
-        ((total, (masked_lm, sentence)), grads), _ = jax.lax.scan(add, zero, parts)
-    total, masked_lm, sentence = jax.lax.psum((total, masked_lm, sentence), recipe.batch_axes)
-    return grads, {
+        ((total, sums), grads), _ = jax.lax.scan(add, zero, parts)
+    total, (masked_lm, sentence, apart) = jax.lax.psum((total, sums), recipe.batch_axes)
+    metrics = {
         "loss": total,
         "masked_lm_loss": masked_lm.loss / masked_count,
         "masked_lm_accuracy": masked_lm.correct / masked_count,
         "sentence_order_loss": sentence.loss / row_count,
         "sentence_order_accuracy": sentence.correct / row_count,
     }
+    if recipe.teacher:
+        values = (apart[0] / masked_count, apart[1] / token_count)
+        metrics |= dict(zip(TEACHER_METRICS, values, strict=True))
+    return grads, metrics
 
 
 def eval_sums(
@@ -193,14 +230,15 @@ def eval_sums(
 
     Rows of padding count nothing.
     """
-    sums = (*forward_sums(model, params, batch, None), jnp.sum(row_weights(batch)))
+    output = forward(model, params, batch, None)
+    sums = (*prediction_sums(output, batch), jnp.sum(row_weights(batch)))
     return jax.lax.psum(sums, batch_axes)
 
 
-def forward_sums(
+def forward(
     model: pretraining.PretrainingModel, params: Any, batch: Batch, keys_B: jax.Array | None
-) -> tuple[losses.Sums, losses.Sums]:
-    """Runs the model and sums both losses; without a sentence objective the second is all zeros."""
+) -> pretraining.PretrainingOutput:
+    """Runs the model, with dropout where there are keys."""
     output: Any = model.apply(
         {"params": params},
         batch["input_ids"],
@@ -209,6 +247,13 @@ def forward_sums(
         batch["masked_lm_positions"],
         keys_B,
     )
+    return output
+
+
+def prediction_sums(
+    output: pretraining.PretrainingOutput, batch: Batch
+) -> tuple[losses.Sums, losses.Sums]:
+    """Sums of both losses; without a sentence objective the second is all zeros."""
     masked_lm = losses.cross_entropy(
         output.masked_lm_logits_BPV, batch["masked_lm_ids"], batch["masked_lm_weights"]
     )
@@ -219,6 +264,34 @@ def forward_sums(
         output.sentence_order_logits_B2, batch["sentence_order_labels"], row_weights(batch)
     )
     return masked_lm, sentence
+
+
+def teacher_sums(
+    student: pretraining.PretrainingOutput,
+    teacher: pretraining.PretrainingOutput,
+    batch: Batch,
+    options: DistillationConfig,
+) -> tuple[jax.Array, jax.Array]:
+    """Sums of the divergence over the masked slots, and of the cosine distance over the tokens.
+
+    The second is 0 where its weight is: the hidden sizes may then differ.
+    """
+    divergence = losses.divergence(
+        student.masked_lm_logits_BPV,
+        teacher.masked_lm_logits_BPV,
+        batch["masked_lm_weights"],
+        options.temperature,
+    )
+    if not options.cosine_weight:
+        return divergence, jnp.zeros((), jnp.float32)
+    return divergence, losses.cosine_distance(
+        student.encoder.sequence_BLD, teacher.encoder.sequence_BLD, token_weights(batch)
+    )
+
+
+def token_weights(batch: Batch) -> jax.Array:
+    """1 for a real token, 0 for padding. float32 [B, L]."""
+    return batch["attention_mask"].astype(jnp.float32)
 
 
 def row_weights(batch: Batch) -> jax.Array:

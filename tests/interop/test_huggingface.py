@@ -19,7 +19,7 @@ import transformers
 from albert_jax.config import ModelConfig
 from albert_jax.errors import UserError
 from albert_jax.interop import huggingface, tensors
-from albert_jax.interop.tensors import Head
+from albert_jax.interop.tensors import Head, Model
 from albert_jax.model import finetuning, pretraining
 
 BATCH, LENGTH, LABELS = 3, 11, 3
@@ -106,7 +106,7 @@ def run_theirs(model: Any, given: dict[str, np.ndarray]) -> Any:
         return model(**batch, output_hidden_states=True)
 
 
-def run_ours(imported: huggingface.Imported, given: dict[str, np.ndarray]) -> Any:
+def run_ours(imported: Model, given: dict[str, np.ndarray]) -> Any:
     arrays = [jnp.asarray(given[k]) for k in ("input_ids", "token_type_ids", "attention_mask")]
     config, head = imported.config, imported.head
     variables = {"params": imported.params}
@@ -254,7 +254,7 @@ def test_halves_shared_differently_become_groups_of_their_own(tmp_path: pathlib.
     huggingface.save(tmp_path, config, Head(), params)
     model = transformers.AlbertForPreTraining.from_pretrained(tmp_path).eval()
     assert model.config.num_hidden_groups == 4
-    imported = huggingface.Imported(config, Head(), params, ())
+    imported = Model(config, Head(), params)
     given = inputs("pretraining", 2)
     pairs = outputs(run_ours(imported, given), run_theirs(model, given), "pretraining")
     for mine, other in pairs.values():

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from albert_jax import config
 from albert_jax.training import optimizer
@@ -104,3 +106,36 @@ def test_schedule_of_the_published_recipe():
     }
     for number, value in expected.items():
         np.testing.assert_allclose(rate(number), value, rtol=1e-5)
+
+
+def test_corrected_moments_and_decay_from_the_warm_up_equal_pytorch_and_transformers():
+    cfg = config.OptimizerConfig(
+        name="adamw",
+        learning_rate=0.05,
+        warmup_steps=4,
+        clip_norm=0.0,
+        beta2=0.98,
+        bias_correction=True,
+        decay_from_warmup=True,
+    )
+    total, params, tx = (
+        12,
+        tree(0)["kernel"],
+        optimizer.optimizer(cfg, 12, {"kernel": ("hidden", "ffn")}),
+    )
+    weight = torch.nn.Parameter(torch.from_numpy(np.array(params[0, 0])))
+    theirs = torch.optim.AdamW(
+        [weight], lr=0.05, betas=(0.9, 0.98), eps=1e-6, weight_decay=cfg.weight_decay
+    )
+    schedule = transformers.get_linear_schedule_with_warmup(theirs, cfg.warmup_steps, total)
+    ours, rate = {"kernel": params[0, 0]}, optimizer.learning_rate(cfg, total)
+    state = tx.init(ours)
+    for number in range(1, total + 1):
+        schedule.step()  # theirs counts from 0, where the rate is 0
+        np.testing.assert_allclose(rate(number), theirs.param_groups[0]["lr"], rtol=1e-5, atol=1e-9)
+        grad = tree(number)["kernel"][0, 0]
+        updates, state = tx.update({"kernel": grad}, state, ours)
+        ours = {"kernel": ours["kernel"] + updates["kernel"]}
+        weight.grad = torch.from_numpy(np.array(grad))
+        theirs.step()
+    np.testing.assert_allclose(ours["kernel"], weight.detach().numpy(), rtol=2e-5, atol=1e-6)
