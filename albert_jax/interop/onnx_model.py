@@ -247,6 +247,7 @@ def _trace(
     import onnxscript.ir
     import onnxscript.optimizer
     import torch
+    from onnx_ir.passes import common as passes
 
     dims = [torch.export.Dim("batch"), torch.export.Dim("sequence", min=2, max=longest)]
     if inputs["input_ids"].ndim == 3:
@@ -274,7 +275,7 @@ def _trace(
     onnxscript.optimizer.fold_constants_ir(program.model, should_fold=should_fold)
     onnxscript.optimizer.remove_unused_nodes(program.model)
     # The exporter has turned small weights itself, anew at each depth.
-    onnxscript.ir.passes.common.DeduplicateInitializersPass(_MOST_BYTES)(program.model)
+    passes.DeduplicateInitializersPass(_MOST_BYTES)(program.model)
     proto = onnxscript.ir.to_proto(program.model)
     # Out go where each node came from, with this machine's paths; and shapes, which readers work
     # out themselves (quantisation turns some weights, and stumbles over their old ones).

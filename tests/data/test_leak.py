@@ -1,0 +1,62 @@
+"""The leak meter on real novels: sentence order is at chance, what changes the topic is not."""
+
+import pathlib
+
+import pytest
+import small_store
+
+from albert_jax.data import examples, leak, store
+
+NOVELS = 10
+CHANCE = 2  # standard errors
+
+
+@pytest.fixture(scope="module")
+def novels(shared_data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> store.Store:
+    folder = tmp_path_factory.mktemp("novels")
+    sources = sorted(
+        (shared_data / "corpus" / "en_novels").glob("*.txt"), key=lambda f: f.stat().st_size
+    )
+    small_store.run_command(
+        "prepare",
+        *(f"--input={source}" for source in sources[:NOVELS]),
+        "--document=file",
+        f"--output={folder / 'store'}",
+        f"--tokenizer={shared_data / 'tokenizer' / 'spiece.model'}",
+        "--validation_fraction=0.4",
+        "--workers=1",
+    )
+    return store.open_store(folder / "store")
+
+
+def measured(data: store.Store, objective: str, single_sentence: str) -> leak.Leak:
+    options = examples.ExampleOptions(
+        max_seq_length=64,
+        max_predictions_per_seq=10,
+        masked_lm_prob=0.15,
+        ngram=3,
+        short_seq_prob=0.1,
+        seed=0,
+        sentence_objective=objective,
+        single_sentence=single_sentence,
+    )
+    vocabulary = examples.Vocabulary.of(data.tokenizer())
+    train, held_out = (
+        examples.ExampleBuilder(data.split(split), vocabulary, options)
+        for split in ("train", "validation")
+    )
+    return leak.measure(train, held_out, 20_000, data.vocab_size)["together"]
+
+
+def test_words_say_nothing_of_sentence_order(novels):
+    found = measured(novels, "sop", "split")
+    print(f"sop, split: {found.accuracy:.3f}, {found.deviation:+.1f} standard errors")
+    assert abs(found.deviation) < CHANCE
+    assert found.pairs > 3000
+
+
+@pytest.mark.parametrize(("objective", "single"), [("nsp", "split"), ("sop", "random_next")])
+def test_words_give_a_random_second_segment_away(novels, objective, single):
+    found = measured(novels, objective, single)
+    print(f"{objective}, {single}: {found.accuracy:.3f}, {found.deviation:+.1f} standard errors")
+    assert found.deviation > CHANCE
