@@ -141,7 +141,10 @@ def analyse(fitted: fitting.Fitted, on: topology.Slice, text: str | None = None)
         parameter_bytes=fitting.device_bytes(run.abstract_state.params),
         state_bytes=fitting.device_bytes(run.abstract_state),
         memory=fitted.memory,
-        model_flops=batch * telemetry.model_flops_per_sequence(config.model, config.data),
+        model_flops=batch
+        * telemetry.model_flops_per_sequence(
+            config.model, config.data, run.teacher.model.config if run.teacher else None
+        ),
         program_flops=work.flops,
         attention=run.attention,
         kernels=work.kernels,

@@ -166,10 +166,9 @@ class _Loop:
         batch_size = run.config.train.global_batch_size
         self._rows = sharding.local_rows(run.batch_sharding, batch_size)
         self._rate = optimizer.learning_rate(run.config.optimizer, run.config.train.steps)
-        sequence_flops = telemetry.model_flops_per_sequence(run.config.model, run.config.data)
-        if run.teacher:  # forward alone
-            of_teacher = run.teacher.model.config
-            sequence_flops += telemetry.model_flops_per_sequence(of_teacher, run.config.data) / 3
+        sequence_flops = telemetry.model_flops_per_sequence(
+            run.config.model, run.config.data, run.teacher.model.config if run.teacher else None
+        )
         peak = telemetry.peak_flops(run.mesh.devices.flat[0])
         self._utilization = (
             sequence_flops * batch_size / (peak * run.mesh.size) if peak is not None else None

@@ -79,22 +79,25 @@ def read_metrics(path: pathlib.Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
-def model_flops_per_sequence(model: ModelConfig, data: DataConfig) -> float:
+def model_flops_per_sequence(
+    model: ModelConfig, data: DataConfig, teacher: ModelConfig | None = None
+) -> float:
     """Floating-point operations of the matrix products in one training step on one sequence.
 
-    Forward once, backward twice, recomputation not counted; every depth counts, shared or not. A
-    product of [m,k] and [k,n] is 2 m k n operations; look-ups are none.
+    Forward once, backward twice, recomputation not counted; every depth counts, shared or not; of
+    a teacher, forward alone. A product of [m,k] and [k,n] is 2 m k n operations; look-ups are none.
     """
+    taught = model_flops_per_sequence(teacher, data) / 3.0 if teacher else 0.0
     length, slots = data.max_seq_length, data.max_predictions_per_seq
     hidden, ffn = model.hidden_size, model.intermediate_size
     projections = 4 * hidden * hidden + 2 * hidden * ffn
     blocks = model.num_hidden_layers * model.inner_group_num
     encoder = blocks * length * (2 * projections + 2 * 2 * length * hidden)
-    if model.embedding_size != hidden:
+    if model.embedding_size != hidden or model.project_embeddings:
         encoder += 2 * length * model.embedding_size * hidden
     masked_lm = 2 * slots * model.embedding_size * (hidden + model.vocab_size)
-    pooler = 2 * hidden * hidden
-    return 3.0 * (encoder + masked_lm + pooler)
+    pooler = 2 * hidden * hidden if model.pooler else 0
+    return 3.0 * (encoder + masked_lm + pooler) + taught
 
 
 def peak_flops(device: Any) -> float | None:

@@ -18,7 +18,7 @@ import transformers
 
 from albert_jax.config import ModelConfig
 from albert_jax.errors import UserError
-from albert_jax.interop import huggingface, tensors
+from albert_jax.interop import huggingface, huggingface_config, tensors
 from albert_jax.interop.tensors import Head, Model
 from albert_jax.model import finetuning, pretraining
 
@@ -326,6 +326,20 @@ class Evil:
         return pathlib.Path.touch, (self.path,)
 
 
+def test_a_pooler_that_no_head_reads_is_left_out(tmp_path: pathlib.Path):
+    model = theirs(*CASES["bert, pieces"])
+    model.config.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "architectures": [CASES["bert, pieces"][2]]})
+    )
+    spare = {f"bert.pooler.dense.{name}": torch.ones(24) for name in ("weight", "bias")}
+    torch.save({**model.state_dict(), **spare}, tmp_path / "pytorch_model.bin")
+    imported = huggingface.load(tmp_path)
+    assert "bert.pooler.dense.weight" in imported.notes[0]
+    assert "pooler" not in imported.params
+
+
 def test_an_untied_output_matrix_is_refused(tmp_path: pathlib.Path):
     model = theirs("bert", {"tie_word_embeddings": False}, "BertForMaskedLM")
     model.save_pretrained(tmp_path)
@@ -336,6 +350,6 @@ def test_an_untied_output_matrix_is_refused(tmp_path: pathlib.Path):
 def test_what_transformers_has_not_is_refused(tmp_path: pathlib.Path):
     config = ModelConfig(model_type="roberta", vocab_size=50, position_offset=2, pad_token_id=1)
     with pytest.raises(UserError) as caught:
-        huggingface.to_config(dataclasses.replace(config), Head())
+        huggingface_config.to_config(dataclasses.replace(config), Head())
     assert "model.embedding_size=128 with a projection" in str(caught.value)
     assert "model.sentence_objective=sop" in str(caught.value)
