@@ -56,8 +56,8 @@ def main(argv: Sequence[str]) -> int:
     )
     args = parser.parse_args(argv)
     _check_flags(parser, args)
-    if args.output.exists() and any(args.output.iterdir()):
-        raise UserError(f"--output={args.output} is not empty; name a new folder.")
+    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
+        raise UserError(f"--output={args.output} is a file or not empty; name a new folder.")
 
     from albert_jax.interop import models
 

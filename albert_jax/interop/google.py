@@ -93,7 +93,7 @@ def save(
     """
     import tensorflow as tf
 
-    fields = to_config(config)
+    fields = to_config(config, head)
     arrays = _variables(config, head, params, step, moments)
     name = f"model.ckpt-{step}"
     tf.raw_ops.SaveV2(
@@ -121,7 +121,7 @@ def save_module(
     """
     import tensorflow as tf
 
-    fields, v1 = to_config(config), tf.compat.v1
+    fields, v1 = to_config(config, head), tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
         for name, array in tensors.spread(names_of(config, head), params).items():
             variable = v1.get_variable(
@@ -138,13 +138,15 @@ def save_module(
     _write_config(folder / "assets" / CONFIGS[config.model_type], fields)
 
 
-def to_config(config: ModelConfig) -> dict[str, Any]:
+def to_config(config: ModelConfig, head: Head) -> dict[str, Any]:
     """The fields of `albert_config.json` or `bert_config.json`.
 
     Raises:
         UserError: Google's code has no such model.
     """
     misfits = []
+    if head.kind not in ("pretraining", "encoder", "sequence_classification"):
+        misfits.append(f"head for {head.kind.replace('_', ' ')} that is read here")
     if config.model_type not in CONFIGS:
         misfits.append(f"model.model_type={config.model_type}")
     activations = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}

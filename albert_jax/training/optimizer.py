@@ -96,9 +96,13 @@ def scale_by_moments(beta1: float, beta2: float, epsilon: float) -> optax.Gradie
     return optax.GradientTransformation(init, update)
 
 
+# Without and with correction of their bias.
+_WITH_MOMENTS = (MomentsState, optax.ScaleByAdamState)
+
+
 def moments(opt_state: Any) -> tuple[Any, Any]:
     """The first and second moments in a state of `optimizer`, as trees like the parameters."""
-    [found] = [part for part in opt_state if isinstance(part, MomentsState)]
+    [found] = [part for part in opt_state if isinstance(part, _WITH_MOMENTS)]
     return found.mu, found.nu
 
 
@@ -106,7 +110,7 @@ def with_moments(opt_state: Any, mu: Any, nu: Any, step: int) -> Any:
     """A state of `optimizer` after `step` updates that led to these moments."""
 
     def replaced(part: Any) -> Any:
-        if isinstance(part, MomentsState):
+        if isinstance(part, _WITH_MOMENTS):
             part = part._replace(mu=jax.tree.map(jnp.asarray, mu), nu=jax.tree.map(jnp.asarray, nu))
         if "count" in getattr(part, "_fields", ()):
             part = part._replace(count=jnp.asarray(step, jnp.int32))

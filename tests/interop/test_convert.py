@@ -216,8 +216,9 @@ def test_what_does_not_fit_is_refused_and_nothing_written(spoken, tmp_path):
         run(source, "huggingface", tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    with pytest.raises(UserError, match="is not empty"):
-        run(source, "huggingface", tmp_path / "full")
+    for taken in (tmp_path / "full", tmp_path / "full" / "file"):
+        with pytest.raises(UserError, match="is a file or not empty"):
+            run(source, "huggingface", taken)
     with pytest.raises(UserError, match="is no model"):
         run(tmp_path / "full", "huggingface", tmp_path / "out")
     erf = random_model(spoken.vocab_size, Head(), hidden_act="gelu")

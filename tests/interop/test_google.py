@@ -104,6 +104,7 @@ def test_misfits_are_listed_and_foreign_models_refused(
         google.load(tmp_path)
     erf = ModelConfig(hidden_act="gelu", attention_groups=1, ffn_groups=12)
     with pytest.raises(UserError) as caught:
-        google.to_config(erf)
+        google.to_config(erf, Head("question_answering"))
     assert "model.hidden_act=gelu" in str(caught.value)
     assert "model.ffn_groups=12" in str(caught.value)
+    assert "head for question answering" in str(caught.value)

@@ -139,3 +139,5 @@ def test_corrected_moments_and_decay_from_the_warm_up_equal_pytorch_and_transfor
         weight.grad = torch.from_numpy(np.array(grad))
         theirs.step()
     np.testing.assert_allclose(ours["kernel"], weight.detach().numpy(), rtol=2e-5, atol=1e-6)
+    carried = optimizer.with_moments(tx.init(ours), *optimizer.moments(state), total)
+    jax.tree.map(np.testing.assert_array_equal, carried, state)
