@@ -42,9 +42,9 @@ def main(argv: Sequence[str]) -> int:
     cfg = config.read_workdir(args.model)
 
     from albert_jax.tasks import fill_mask
-    from albert_jax.training import inference
+    from albert_jax.training import inference, workdir
 
-    tokenizer = inference.load_tokenizer(args.model)
+    tokenizer = workdir.load_tokenizer(args.model)
 
     encoded = [fill_mask.encode(tokenizer, text, cfg.data.max_seq_length) for text in texts]
     run, params, _ = inference.load(args.model, args.step)

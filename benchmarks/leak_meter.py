@@ -9,7 +9,7 @@ single sentences (`random_next`), do not.
 
 import argparse
 
-from albert_jax.data import examples, leak, store
+from albert_jax.data import leak, store
 
 OBJECTIVES = (("sop", "split"), ("sop", "random_next"), ("nsp", "split"))
 
@@ -26,9 +26,7 @@ def main() -> None:
     data = store.open_store(args.data)
     print(f"{'objective':24}{'held-out pairs':>15}{'together':>20}{'apart':>20}")
     for objective, single in OBJECTIVES:
-        found = leak.measure(
-            *builders(data, objective, single, args.length), args.pairs, data.vocab_size
-        )
+        found = leak.measure(data, objective, single, args.length, args.pairs)
         name = f"{objective}, {single}" if objective == "sop" else objective
         figures = "".join(
             f"{f'{one.accuracy:.1%} ({one.deviation:+.1f} SE)':>20}" for one in found.values()
@@ -36,28 +34,6 @@ def main() -> None:
         print(f"{name:24}{found['together'].pairs:>15,}{figures}", flush=True)
     print("chance: 50 %; SE: standard errors above it. together: which words the pair has, and")
     print("which both segments have; apart: which words each segment has")
-
-
-def builders(
-    data: store.Store, objective: str, single: str, length: int
-) -> tuple[examples.ExampleBuilder, examples.ExampleBuilder]:
-    """Of the train and the validation split, for one objective; hardly anything is masked."""
-    options = examples.ExampleOptions(
-        max_seq_length=length,
-        max_predictions_per_seq=1,
-        masked_lm_prob=0.15,
-        ngram=1,
-        short_seq_prob=0.1,
-        seed=0,
-        sentence_objective=objective,
-        single_sentence=single,
-    )
-    vocabulary = examples.Vocabulary.of(data.tokenizer())
-    train, held_out = (
-        examples.ExampleBuilder(data.split(split), vocabulary, options)
-        for split in ("train", "validation")
-    )
-    return train, held_out
 
 
 if __name__ == "__main__":

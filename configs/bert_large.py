@@ -5,6 +5,8 @@ Recipe as in bert_base.py.
 --config=configs/bert_large.py
 """
 
+from typing import Any
+
 import bert_base
 import ml_collections
 
@@ -12,7 +14,11 @@ import ml_collections
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """`arg` is not used."""
     del arg
-    c = bert_base.published()
+    return enlarged(bert_base.published())
+
+
+def enlarged(c: Any) -> Any:
+    """`c`, sized as BERT's and RoBERTa's large models are."""
     c.model.embedding_size = 1024
     c.model.hidden_size = 1024
     c.model.num_hidden_layers = 24

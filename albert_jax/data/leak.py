@@ -9,7 +9,7 @@ what a logistic regression on it can tell is leak. Two bags are tried:
                habits of language: a sentence cut in two has its full stop in the second half, and
                an answer rarely has the question mark.
 
-In:  two example builders of one store, for its train and its validation split.
+In:  a token store, and which sentence objective.
 Out: `Leak`s: how often each is right on held-out pairs, half of which have each label, so that
      chance is one half.
 
@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from albert_jax.data.examples import ExampleBuilder
+from albert_jax.data.examples import ExampleBuilder, ExampleOptions, Vocabulary
+from albert_jax.data.store import Store
 from albert_jax.errors import UserError
 
 _BATCH = 1024
@@ -56,9 +57,16 @@ class Leak:
 
 
 def measure(
-    train: ExampleBuilder, held_out: ExampleBuilder, train_pairs: int, vocab_size: int
+    data: Store, objective: str, single_sentence: str, max_seq_length: int, train_pairs: int
 ) -> dict[str, Leak]:
-    """Fits on the first `train_pairs` examples of one split, scores on the whole other split.
+    """Fits on `train_pairs` examples of the train split, scores on the whole validation split.
+
+    Args:
+        data: the text.
+        objective: "sop" or "nsp".
+        single_sentence: what becomes of one sentence without a second: "split" or "random_next".
+        max_seq_length: of the pairs, in tokens.
+        train_pairs: how many to learn from; at most an epoch pays.
 
     Returns:
         "together" and "apart".
@@ -72,8 +80,23 @@ def measure(
         raise UserError(
             "the leak meter needs scikit-learn; pip install 'albert_jax[test]'."
         ) from None
-    train_bags, train_labels_N = _pairs(train, train_pairs, vocab_size)
-    bags, labels_N = _pairs(held_out, held_out.examples_per_epoch, vocab_size)
+    # Hardly anything is masked: what is, is put back below.
+    options = ExampleOptions(
+        max_seq_length=max_seq_length,
+        max_predictions_per_seq=1,
+        masked_lm_prob=0.15,
+        ngram=1,
+        short_seq_prob=0.1,
+        seed=0,
+        sentence_objective=objective,
+        single_sentence=single_sentence,
+    )
+    vocabulary = Vocabulary.of(data.tokenizer())
+    train, held_out = (
+        ExampleBuilder(data.split(split), vocabulary, options) for split in ("train", "validation")
+    )
+    train_bags, train_labels_N = _pairs(train, train_pairs, data.vocab_size)
+    bags, labels_N = _pairs(held_out, held_out.examples_per_epoch, data.vocab_size)
     leaks = {}
     for name, train_features in train_bags.items():
         classifier = LogisticRegression(C=_PENALTY, solver="liblinear")

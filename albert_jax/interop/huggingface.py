@@ -38,12 +38,12 @@ def load(folder: pathlib.Path) -> Model:
     kind = huggingface_config.kind_of(fields, folder)
     with weights.opened(folder) as (shapes, read):
         names = _modern_names(shapes)
-        prefix = f"{fields['model_type']}."
-        bare = not any(name.startswith(prefix) for name in names)
+        base = f"{fields['model_type']}."
+        bare = not any(name.startswith(base) for name in names)
         if bare:
-            kind = "encoder"
+            kind, base = "encoder", ""
         config, notes = huggingface_config.model_config(fields, folder)
-        config = _with_heads(config, kind, names, read)
+        config = _with_heads(config, kind, base, names, read)
         labels = fields.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
         labelled = kind in ("sequence_classification", "token_classification")
         head = Head(
@@ -53,16 +53,16 @@ def load(folder: pathlib.Path) -> Model:
         spare = _pooler_arrays(names) if head.kind in _WITHOUT_POOLER else []
         if spare:
             notes.append(f"{folder}: left out is what its head does not read: {', '.join(spare)}")
-        projected = huggingface_config.has_projection(config)
         pairs = names_of(config, head, bare)
         like = tensors.shapes(config, head)
         ours_are = {name: shapes[original] for name, original in names.items()}
-        identity = _identity_projection(config, "" if bare else prefix)
-        known = [*_duplicates(names), *spare, *(identity if not projected else ())]
+        known = [*_duplicates(names), *spare]
+        if not huggingface_config.has_projection(config):
+            known += _identity_projection(config, base)
         params = tensors.gather(
             pairs, like, ours_are, lambda name: read(names[name]), str(folder), known
         )
-        notes += _check_tied(fields, names, read)
+        _check_tied(fields, names, read)
     return Model(config, head, params, tuple(notes))
 
 
@@ -205,11 +205,10 @@ def _pooler(config: ModelConfig, head: Head, base: str) -> str | None:
             ),
             "distilbert": "pre_classifier",
         }[family]
-    if head.kind == "encoder" and config.pooler:
-        return {"albert": "pooler", "bert": "pooler.dense", "roberta": "pooler.dense"}.get(family)
-    if head.kind == "pretraining" and config.pooler and family != "distilbert":
-        return f"{base}pooler" if family == "albert" else f"{base}pooler.dense"
-    return None
+    unread = family == "distilbert" or head.kind in _WITHOUT_POOLER
+    if not config.pooler or unread:
+        return None
+    return f"{base}pooler" if family == "albert" else f"{base}pooler.dense"
 
 
 def _masked_lm(family: str) -> list[Pair]:
@@ -239,6 +238,7 @@ def _identity_projection(config: ModelConfig, base: str) -> dict[str, np.ndarray
 def _with_heads(
     config: ModelConfig,
     kind: str,
+    base: str,
     names: Mapping[str, str],
     read: Callable[[str], np.ndarray],
 ) -> ModelConfig:
@@ -252,7 +252,6 @@ def _with_heads(
             objective = "nsp"
     projection = False
     if config.model_type == "albert" and config.embedding_size == config.hidden_size:
-        base = "" if kind == "encoder" and not _prefixed(names, "albert.") else "albert."
         projection = not all(
             name in names and np.array_equal(read(names[name]), array)
             for name, array in _identity_projection(config, base).items()
@@ -269,10 +268,6 @@ def _pooler_arrays(names: Mapping[str, str]) -> list[str]:
     """The arrays of a pooler; older files of heads over pieces have one that nothing reads."""
     endings = ("pooler", "pooler.dense")
     return [name for name in names if name.rpartition(".")[0].endswith(endings)]
-
-
-def _prefixed(names: Mapping[str, str], prefix: str) -> bool:
-    return any(name.startswith(prefix) for name in names)
 
 
 def _modern_names(shapes: Mapping[str, Any]) -> dict[str, str]:
@@ -306,7 +301,7 @@ def _duplicates(names: Mapping[str, str]) -> list[str]:
 
 def _check_tied(
     fields: Mapping[str, Any], names: Mapping[str, str], read: Callable[[str], np.ndarray]
-) -> list[str]:
+) -> None:
     """Refuses a masked-word head whose output matrix is not the word table."""
     words = f"{fields['model_type']}.embeddings.word_embeddings.weight"
     for name in _TIED:
@@ -315,4 +310,3 @@ def _check_tied(
                 f"{name} is another matrix than {words}; here, as in the published models, they "
                 "are one. Nothing was written."
             )
-    return []

@@ -146,6 +146,7 @@ _HARMLESS = frozenset(
         "qa_dropout",
         "return_dict",
         "sep_token_id",
+        "sinusoidal_pos_embds",  # of the initial values alone
         "tie_weights_",
         "tie_word_embeddings",
         "torch_dtype",
@@ -161,7 +162,6 @@ _REQUIRED: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "cross_attention_hidden_size": (None,),
     "pruned_heads": ({}, None),
-    "sinusoidal_pos_embds": (False, True),  # of the initial values alone: they are in the file
 }
 
 

@@ -8,6 +8,8 @@ import json
 import pathlib
 from typing import Any
 
+import jax
+
 from albert_jax import config as config_lib
 from albert_jax.config import Config
 from albert_jax.data.tokenizer import Tokenizer
@@ -36,7 +38,7 @@ def text(source: pathlib.Path, model: Model, spoken: Tokenizer | None) -> str:
         model: the model.
         spoken: its tokenizer.
     """
-    count = sum(leaf.size for leaf in _leaves(model.params))
+    count = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     cfg = model.config
     head = [
         "---",
@@ -134,11 +136,3 @@ def _limits(run: Config | None, trained: bool) -> list[str]:
             "untrained."
         )
     return lines
-
-
-def _leaves(tree: Any) -> list[Any]:
-    return (
-        [leaf for part in tree.values() for leaf in _leaves(part)]
-        if isinstance(tree, dict)
-        else [tree]
-    )

@@ -18,7 +18,7 @@ from albert_jax.data.tokenizer import Normalization, Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.interop import google, huggingface, tensors
 from albert_jax.interop.tensors import Head, Model
-from albert_jax.training import checkpoint, inference, optimizer, program, sharding
+from albert_jax.training import checkpoint, optimizer, program, sharding, workdir
 
 HEAD = "head.json"  # in a run's folder: what stands on the encoder, if not pretraining's heads
 
@@ -97,7 +97,7 @@ def _find_tokenizer(
 ) -> Tokenizer | None:
     source = kind(path)
     if given is None and source == "albert_jax":
-        return inference.load_tokenizer(path)
+        return workdir.load_tokenizer(path)
     normalization = _normalization(path, source)
     if given is not None:
         return Tokenizer.load(given, normalization)
@@ -163,7 +163,7 @@ def write_run(folder: pathlib.Path, model: Model, spoken: Tokenizer | None) -> N
         head = dataclasses.asdict(model.head)
         (folder / HEAD).write_text(json.dumps(head) + "\n", encoding="utf-8")
     if spoken is not None:
-        inference.write_tokenizer(spoken, folder)
+        workdir.write_tokenizer(spoken, folder)
     checkpoint.write_params(folder, model.params, model.step)
 
 
@@ -192,9 +192,7 @@ def _read_state(path: pathlib.Path, config: config_lib.Config, step: int | None)
     )
     run = program.build(alone, sharding.make_mesh(alone, jax.local_devices()[:1]))
     with checkpoint.Checkpoints(path / "checkpoints") as saved:
-        number = step if step is not None else saved.newest
-        if number is None or number not in saved.steps:
-            raise UserError(f"{path} has no checkpoint of step {step}; there are: {saved.steps}.")
+        number = saved.chosen(step)
         state: Any = jax.device_get(saved.restore(run.abstract_state, number))
     return Model(
         config.model,

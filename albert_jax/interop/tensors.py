@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from flax.core import meta
 
 from albert_jax.config import ModelConfig
@@ -113,7 +114,8 @@ def gather(
     Raises:
         UserError: every misfit at once: arrays that are missing, of another shape, or unknown.
     """
-    leaves = {_path(path): leaf.shape for path, leaf in _leaves(like)}
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(like)
+    leaves = {path: leaf.shape for path, leaf in flat.items()}
     misfits = []
     for pair in pairs:
         ours = "/".join(pair.ours) + "".join(f"[{index}]" for index in pair.at)
@@ -141,15 +143,15 @@ def gather(
     for pair in pairs:
         array = read(pair.theirs).astype(np.float32, copy=False)
         values[pair.ours][pair.at] = array.T if pair.transposed else array
-    return _tree(values)
+    return traverse_util.unflatten_dict(values)
 
 
 def spread(pairs: Sequence[Pair], params: Any) -> dict[str, np.ndarray]:
     """Their arrays, by name, out of our parameters; float32, contiguous."""
-    values = {_path(path): np.asarray(leaf, np.float32) for path, leaf in _leaves(params)}
+    values = traverse_util.flatten_dict(params)
     arrays = {}
     for pair in pairs:
-        array = values[pair.ours][pair.at]
+        array = np.asarray(values[pair.ours], np.float32)[pair.at]
         arrays[pair.theirs] = np.ascontiguousarray(array.T if pair.transposed else array)
     return arrays
 
@@ -168,21 +170,3 @@ def norm(ours: tuple[str, ...], theirs: str, at: tuple[int, ...] = ()) -> list[P
         Pair((*ours, "scale"), f"{theirs}.weight", at),
         Pair((*ours, "bias"), f"{theirs}.bias", at),
     ]
-
-
-def _leaves(tree: Any) -> list[tuple[Any, Any]]:
-    return jax.tree_util.tree_flatten_with_path(tree)[0]
-
-
-def _path(path: Any) -> tuple[str, ...]:
-    return tuple(entry.key for entry in path)
-
-
-def _tree(values: Mapping[tuple[str, ...], np.ndarray]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, value in values.items():
-        branch = tree
-        for name in path[:-1]:
-            branch = branch.setdefault(name, {})
-        branch[path[-1]] = value
-    return tree

@@ -44,10 +44,7 @@ def read_params(workdir: pathlib.Path, like: Any, number: int | None = None) -> 
     if newest_in(folder) is None:  # opening it would make the folder
         raise UserError(f"{workdir} has no checkpoint yet; albert_jax.train saves the first one.")
     with Checkpoints(folder) as saved:
-        found = saved.steps
-        number = found[-1] if number is None else number
-        if number not in found:
-            raise UserError(f"{workdir} has no checkpoint of step {number}; there are: {found}.")
+        number = saved.chosen(number)
         return saved.restore_params(like, number), number
 
 
@@ -109,6 +106,20 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Of all whole checkpoints, ascending."""
         return sorted(self._manager.all_steps())
+
+    def chosen(self, number: int | None) -> int:
+        """The step of a whole checkpoint: `number` itself, or the newest.
+
+        Raises:
+            UserError: there is none.
+        """
+        number = self.newest if number is None else number
+        if number not in self.steps:
+            raise UserError(
+                f"{self._folder.parent} has no checkpoint of step {number}; "
+                f"there are: {self.steps}."
+            )
+        return number
 
     @property
     def best_loss(self) -> float | None:

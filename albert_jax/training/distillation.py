@@ -29,6 +29,7 @@ from albert_jax.config import Config, ModelConfig
 from albert_jax.errors import UserError
 from albert_jax.model import attention, layers, pretraining
 from albert_jax.training import checkpoint, sharding, step
+from albert_jax.training import workdir as workdir_lib
 
 # What a student takes over from its teacher besides the layers, and what where both have the same
 # sentence objective.
@@ -148,11 +149,9 @@ def resolve(config: Config, tokenizer_sha256: str) -> Config:
     options = config.distillation
     if not options.teacher:
         return config
-    from albert_jax.training import inference  # which itself builds programs
-
     workdir = pathlib.Path(options.teacher)
     config_lib.read_workdir(workdir)
-    theirs = inference.load_tokenizer(workdir).sha256
+    theirs = workdir_lib.load_tokenizer(workdir).sha256
     if theirs != tokenizer_sha256:
         raise UserError(
             f"distillation.teacher={workdir} reads with another tokenizer (SHA-256 "

@@ -46,13 +46,12 @@ def evaluate(
         UserError: nothing to evaluate on.
     """
     rows = program.config.train.global_batch_size
-    ahead = 1 if jax.default_backend() == "cpu" else _BATCHES_AHEAD
     sums = []
     for batch in batches:
         whole = sharding.to_global(batch, program.batch_sharding, rows)
         sums.append(program.eval_step(params, whole))
         # The host stays near the device, so that it can break off and no batches pile up there.
-        jax.block_until_ready(sums[-ahead:][0])
+        jax.block_until_ready(sums[-_BATCHES_AHEAD:][0])
     # Added up in float64 here: a split may have more masked words than float32 can count.
     if not sums:
         raise UserError("the validation split has no examples; prepare the store with more text.")

@@ -1,21 +1,13 @@
-"""A trained run, loaded for use: its program, the parameters of one checkpoint, its tokenizer.
-
-The tokenizer lies in the workdir itself, so that a run can be carried away from its token store.
-"""
+"""A trained run, loaded for use: its program, and the parameters of one checkpoint."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 import jax
 
 from albert_jax import config as config_lib
-from albert_jax.data import store, tokenizer
-from albert_jax.errors import UserError
 from albert_jax.training import checkpoint, program, sharding
-
-_NORMALIZATION = "normalization.json"
 
 
 def load(
@@ -48,35 +40,3 @@ def load(
     run = program.build(cfg, sharding.make_mesh(cfg, devices))
     params, number = checkpoint.read_params(workdir, run.abstract_state.params, number)
     return run, params, number
-
-
-def keep_tokenizer(data: store.Store, workdir: pathlib.Path) -> None:
-    """Copies the store's tokenizer and what text is normalised with into a run's folder."""
-    write_tokenizer(data.tokenizer(), workdir)
-
-
-def write_tokenizer(spoken: tokenizer.Tokenizer, workdir: pathlib.Path) -> None:
-    """Puts a tokenizer into a run's folder, where `load_tokenizer` finds it."""
-    (workdir / spoken.file_name).write_bytes(spoken.content)
-    options = json.dumps(spoken.normalization.record())
-    (workdir / _NORMALIZATION).write_text(options + "\n", encoding="utf-8")
-
-
-def load_tokenizer(workdir: pathlib.Path) -> tokenizer.Tokenizer:
-    """The tokenizer of a run.
-
-    Raises:
-        UserError: the run does not have one.
-    """
-    path = workdir / _NORMALIZATION
-    try:
-        options = tokenizer.Normalization(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        raise UserError(f"{path} does not say how text is normalised: {error}") from None
-    kept = [workdir / name for name in tokenizer.FILES if (workdir / name).exists()]
-    if len(kept) != 1:
-        raise UserError(
-            f"{workdir} must hold one of {', '.join(tokenizer.FILES)}, the tokenizer it was "
-            f"trained with; it holds {len(kept)} of them."
-        )
-    return tokenizer.Tokenizer.load(kept[0], options)

@@ -37,7 +37,6 @@ from albert_jax.training import (
     fitting,
     goodput,
     hosts,
-    inference,
     optimizer,
     program,
     report,
@@ -133,7 +132,7 @@ def train(
         stack.enter_context(processes.stop_signals())
         if processes.leader:
             stack.enter_context(workdir_lib.prepare(workdir, run.config))
-            inference.keep_tokenizer(data, workdir)
+            workdir_lib.write_tokenizer(data.tokenizer(), workdir)
         workdir_lib.check_shared(workdir, run.config, processes)
         minutes = run.config.train.stall_minutes
         stack.enter_context(goodput.Watchdog(clock, minutes, workdir, processes))

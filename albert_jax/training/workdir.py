@@ -1,4 +1,5 @@
-"""A run's folder: whose it is, that it is this run's, and which batches the run leaves out.
+"""A run's folder: whose it is, that it is this run's, which batches the run leaves out, and its
+tokenizer, so that it can be carried away from its token store.
 
 Process 0 alone writes here (checkpoints apart); the others are told what it found.
 """
@@ -11,10 +12,12 @@ from typing import TextIO
 
 from albert_jax import config as config_lib
 from albert_jax.config import Config
+from albert_jax.data import tokenizer as tokenizer_lib
+from albert_jax.data.tokenizer import Normalization, Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.training import hosts as hosts_lib
 
-_SKIPPED = "skipped_batches.json"
+_SKIPPED, _NORMALIZATION = "skipped_batches.json", "normalization.json"
 
 
 def prepare(workdir: pathlib.Path, config: Config) -> TextIO:
@@ -87,6 +90,33 @@ def read_skipped(workdir: pathlib.Path) -> list[int]:
 def write_skipped(workdir: pathlib.Path, numbers: Sequence[int]) -> None:
     """Writes them down, whole or not at all."""
     _write_whole(workdir / _SKIPPED, json.dumps(sorted(numbers)) + "\n")
+
+
+def write_tokenizer(spoken: Tokenizer, workdir: pathlib.Path) -> None:
+    """Puts a tokenizer into a run's folder, where `load_tokenizer` finds it."""
+    (workdir / spoken.file_name).write_bytes(spoken.content)
+    options = json.dumps(spoken.normalization.record())
+    (workdir / _NORMALIZATION).write_text(options + "\n", encoding="utf-8")
+
+
+def load_tokenizer(workdir: pathlib.Path) -> Tokenizer:
+    """The tokenizer of a run.
+
+    Raises:
+        UserError: the run does not have one.
+    """
+    path = workdir / _NORMALIZATION
+    try:
+        options = Normalization(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"{path} does not say how text is normalised: {error}") from None
+    kept = [workdir / name for name in tokenizer_lib.FILES if (workdir / name).exists()]
+    if len(kept) != 1:
+        raise UserError(
+            f"{workdir} must hold one of {', '.join(tokenizer_lib.FILES)}, the tokenizer it was "
+            f"trained with; it holds {len(kept)} of them."
+        )
+    return Tokenizer.load(kept[0], options)
 
 
 def _write_whole(path: pathlib.Path, text: str) -> None:

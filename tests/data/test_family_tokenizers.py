@@ -16,7 +16,7 @@ from albert_jax import prepare
 from albert_jax.data import examples, huggingface_tokenizer, store, tokenizer
 from albert_jax.errors import UserError
 from albert_jax.tasks import fill_mask
-from albert_jax.training import inference
+from albert_jax.training import workdir as workdir_lib
 
 UNCASED = tokenizer.Normalization()
 CASED = tokenizer.Normalization(lower_case=False)
@@ -363,14 +363,14 @@ def test_a_store_and_a_run_keep_their_tokenizer(kind, shared_data, tmp_path):
     assert store.open_store(tmp_path / "again").fingerprint == made.fingerprint
     workdir = tmp_path / "run"
     workdir.mkdir()
-    inference.keep_tokenizer(made, workdir)
-    kept = inference.load_tokenizer(workdir)
+    workdir_lib.write_tokenizer(made.tokenizer(), workdir)
+    kept = workdir_lib.load_tokenizer(workdir)
     assert kept.sha256 == made.tokenizer().sha256
     assert kept.normalization == made.tokenizer().normalization
     assert kept.encode(SENTENCES[2]) == made.tokenizer().encode(SENTENCES[2])
     (workdir / name).unlink()
     with pytest.raises(UserError, match=r"vocab\.txt"):
-        inference.load_tokenizer(workdir)
+        workdir_lib.load_tokenizer(workdir)
 
 
 def test_a_store_says_whose_ids_it_has(shared_data, tmp_path):

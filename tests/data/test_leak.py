@@ -5,7 +5,7 @@ import pathlib
 import pytest
 import small_store
 
-from albert_jax.data import examples, leak, store
+from albert_jax.data import leak, store
 
 NOVELS = 10
 CHANCE = 2  # standard errors
@@ -30,22 +30,7 @@ def novels(shared_data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def measured(data: store.Store, objective: str, single_sentence: str) -> leak.Leak:
-    options = examples.ExampleOptions(
-        max_seq_length=64,
-        max_predictions_per_seq=10,
-        masked_lm_prob=0.15,
-        ngram=3,
-        short_seq_prob=0.1,
-        seed=0,
-        sentence_objective=objective,
-        single_sentence=single_sentence,
-    )
-    vocabulary = examples.Vocabulary.of(data.tokenizer())
-    train, held_out = (
-        examples.ExampleBuilder(data.split(split), vocabulary, options)
-        for split in ("train", "validation")
-    )
-    return leak.measure(train, held_out, 20_000, data.vocab_size)["together"]
+    return leak.measure(data, objective, single_sentence, 64, 20_000)["together"]
 
 
 def test_words_say_nothing_of_sentence_order(novels):
