@@ -26,6 +26,21 @@ def parser(module_doc: str, prog: str) -> argparse.ArgumentParser:
     )
 
 
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of every command that trains."""
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a config file")
+    parser.add_argument("--workdir", required=True, type=Path, help="the run's folder")
+    parser.add_argument(
+        "--profile",
+        type=_steps,
+        metavar="START:END",
+        help="trace these steps, the first being 1, for TensorBoard's profiler",
+    )
+    parser.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
+    parser.add_argument("--num_processes", type=int, metavar="N", help="of the whole run")
+    parser.add_argument("--process_id", type=int, metavar="I", help="of this one, from 0")
+
+
 def parse_with_overrides(
     parser: argparse.ArgumentParser, argv: Sequence[str]
 ) -> tuple[argparse.Namespace, list[str]]:
@@ -83,3 +98,11 @@ def _has_accelerator() -> bool:
     devices = ("/dev/accel0", "/dev/vfio/0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
     on_tpu_pod = "TPU_WORKER_HOSTNAMES" in os.environ or "TPU_NAME" in os.environ
     return on_tpu_pod or any(Path(device).exists() for device in devices)
+
+
+def _steps(text: str) -> tuple[int, int]:
+    """START:END as numbers, 1 <= START <= END."""
+    start, _, end = text.partition(":")
+    if not (start.isdigit() and end.isdigit() and 1 <= int(start) <= int(end)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not START:END with 1 <= START <= END")
+    return int(start), int(end)

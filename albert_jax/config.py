@@ -33,6 +33,8 @@ ATTENTION = ("auto", "xla", "flash", "splash", "cudnn")
 AUTO = -1  # what a number that may be chosen for the user reads as when it is written `auto`
 OPTIMIZERS = ("lamb", "adamw")
 SINGLE_SENTENCE = ("split", "random_next")
+TABLE_KINDS = ("classification", "multi_label", "regression")
+ENDS = ("top", "bottom")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +154,7 @@ class TrainConfig:
     """How long, and how much at once."""
 
     steps: int = 125_000
+    epochs: float = 0.0  # of a fine-tuning: passes over its rows; 0 = `steps` holds
     global_batch_size: int = 4096  # sequences a step, over all devices
     microbatch_size: int = 0  # sequences one device handles at once; 0 = its whole share; -1 or
     # auto = the most that its memory allows
@@ -162,6 +165,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Raises UserError for values that make no run."""
         _at_least("train", self, "steps", 1)
+        _at_least("train", self, "epochs", 0.0)
         _at_least("train", self, "global_batch_size", 1)
         _at_least("train", self, "microbatch_size", AUTO)
         _between("train", self, "seed", 0, 2**31 - 1)
@@ -183,6 +187,11 @@ class OptimizerConfig:
     epsilon: float = 1e-6  # outside the root
     bias_correction: bool = False  # of the moments (Adam as published); True: RoBERTa, DistilBERT
     decay_from_warmup: bool = False  # True: the decay to 0 begins where the warm-up ends
+    layer_decay: float = 1.0  # each layer's rate is that of the next one times this; 1 = all equal
+    layer_decay_from: str = "top"  # where the rate is whole: top, rates fall downwards; bottom
+    layer_decay_share: float = 0.0  # of the run, after which all rates are equal; 0 = never
+    embedding_rate: float = 1.0  # times the rate, for the embeddings and their projection
+    head_rate: float = 1.0  # times the rate, for all that stands on the encoder
 
     def __post_init__(self) -> None:
         """Raises UserError for values that make no optimizer."""
@@ -194,6 +203,11 @@ class OptimizerConfig:
         _at_least("optimizer", self, "clip_norm", 0.0)
         _between("optimizer", self, "beta1", 0.0, 0.99999)
         _between("optimizer", self, "beta2", 0.0, 0.999999)
+        _between("optimizer", self, "layer_decay", 0.01, 1.0)
+        _one_of("optimizer", self, "layer_decay_from", ENDS)
+        _between("optimizer", self, "layer_decay_share", 0.0, 1.0)
+        _at_least("optimizer", self, "embedding_rate", 0.0)
+        _at_least("optimizer", self, "head_rate", 0.0)
         _positive("optimizer", self, "epsilon")
 
 
@@ -225,6 +239,90 @@ class DistillationConfig:
     def layers(self) -> tuple[int, ...]:
         """`student_layers` as numbers."""
         return tuple(int(part) for part in self.student_layers.split(",") if part)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """What a fine-tuning learns, and out of which files; pretraining has no task."""
+
+    name: str = ""  # cola ... wnli (GLUE), squad, race, swag, xnli, ner, retrieval, table
+    train: str = (
+        ""  # file under data.path, or several with commas; empty = as the task is given out
+    )
+    validation: str = ""
+    test: str = ""
+    kind: str = "classification"  # of a table: what its label is
+    text: str = "text"  # of a table: the column that is read
+    text_pair: str = ""  # and the one beside it; empty = none
+    label: str = "label"  # and the one to be predicted
+    labels: str = ""  # names of the classes with commas, or as JSON; empty = found in train
+    max_query_length: int = 64  # pieces of a question
+    doc_stride: int = 128  # pieces from the begin of one window of a long text to that of the next
+    max_answer_length: int = 30  # pieces
+    n_best: int = 20  # answers that are weighed against each other
+    answer_head: str = "plain"  # plain: two scores a piece; conditional: the end given the start,
+    # and whether there is an answer (XLNet's, for SQuAD 2.0)
+    null_score_threshold: float = 0.0  # how much better no answer must be than the best one
+    head: str = ""  # filled in at the start: which of model.finetuning.HEADS
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values that make no task."""
+        _one_of("task", self, "kind", TABLE_KINDS)
+        _one_of("task", self, "answer_head", ("plain", "conditional"))
+        for name in ("max_query_length", "doc_stride", "max_answer_length", "n_best"):
+            _at_least("task", self, name, 1)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """`labels`, one by one."""
+        if not self.labels.startswith("["):
+            return tuple(name.strip() for name in self.labels.split(",") if name.strip())
+        try:
+            return tuple(map(str, json.loads(self.labels)))
+        except ValueError as error:
+            raise UserError(f"task.labels={self.labels!r} is not JSON: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentationConfig:
+    """Changed copies of a fine-tuning's training rows; their labels stay as they are."""
+
+    synonyms: str = ""  # a WordNet folder, or a TSV of a word and its synonyms; empty = none
+    paraphrases: str = ""  # a TSV of a text and another that says the same; empty = none
+    model: str = ""  # a run of ours whose masked-word head proposes words in context; empty = none
+    rate: float = 0.1  # of the words that are replaced
+    copies: int = 1  # changed copies of each row, beside the row itself
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises UserError for values that change nothing or everything."""
+        _between("augmentation", self, "rate", 0.01, 0.9)
+        _between("augmentation", self, "copies", 1, 100)
+        _between("augmentation", self, "seed", 0, 2**31 - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """A grid: a fine-tuning is run once for every combination of the values, with commas."""
+
+    learning_rate: str = ""
+    global_batch_size: str = ""
+    epochs: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for what is no list of numbers."""
+        for name in ("learning_rate", "global_batch_size", "epochs"):
+            self.values(name)
+
+    def values(self, name: str) -> tuple[float, ...]:
+        """The numbers of a field; none where it is not swept."""
+        text = getattr(self, name)
+        try:
+            return tuple(float(part) for part in text.split(",") if part.strip())
+        except ValueError:
+            raise UserError(
+                f"sweep.{name}={text!r} is no list of numbers; write them with commas between."
+            ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,12 +376,14 @@ class EvalConfig:
     """How often the held-out text is looked at."""
 
     every_steps: int = 5_000  # 0 = only at the end
-    steps: int = 50  # batches of the held-out split; 0 = all of it
+    steps: int = 50  # batches of the held-out split; 0 = all of it (fine-tuning: always all)
+    patience: int = 0  # evaluations without a better one, after which the run ends; 0 = never
 
     def __post_init__(self) -> None:
         """Raises UserError for values that make no sense."""
         _at_least("eval", self, "every_steps", 0)
         _at_least("eval", self, "steps", 0)
+        _at_least("eval", self, "patience", 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,6 +395,9 @@ class Config:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     distillation: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
+    task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
+    augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
+    sweep: SweepConfig = dataclasses.field(default_factory=SweepConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
@@ -329,6 +432,9 @@ _SECTIONS: dict[str, type] = {
     "train": TrainConfig,
     "optimizer": OptimizerConfig,
     "distillation": DistillationConfig,
+    "task": TaskConfig,
+    "augmentation": AugmentationConfig,
+    "sweep": SweepConfig,
     "mesh": MeshConfig,
     "checkpoint": CheckpointConfig,
     "log": LogConfig,

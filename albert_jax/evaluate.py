@@ -34,16 +34,16 @@ def main(argv: Sequence[str]) -> int:
     data = store.open_store(args.data or cfg.data.path)
 
     from albert_jax.data import pipeline
-    from albert_jax.training import evaluation, inference, loop, sharding
+    from albert_jax.training import inference, pretraining, sharding
 
     run, params, number = inference.load(args.workdir, args.step, args.batch_size)
-    loop.resolve(run.config, data)
+    pretraining.resolve(run.config, data)
     batch_size = run.config.train.global_batch_size
-    builder = loop.example_builder(run.config, data, "validation")
+    builder = pretraining.example_builder(run.config, data, "validation")
     rows = sharding.local_rows(run.batch_sharding, batch_size)
     batches = -(-builder.examples_per_epoch // batch_size)
     with Progress("evaluate", batches, "batch") as progress:
-        metrics = evaluation.evaluate(
+        metrics = pretraining.evaluate(
             run, params, progress.over(pipeline.evaluation_batches(builder, batch_size, rows))
         )
     metrics = {"step": number, **metrics, "unigram_loss": data.unigram_loss}
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     print(
         f"step {number}, {metrics['examples']:.0f} held-out examples, "
         f"{metrics['masked_words']:.0f} masked pieces\n"
-        f"{loop.summary(metrics, run.config)}\n"
+        f"{pretraining.summary(metrics, run.config)}\n"
         "for comparison: a model that knows only how frequent each piece is has "
         f"{data.unigram_loss:.3f} nats"
     )

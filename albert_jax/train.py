@@ -1,12 +1,12 @@
 """Pretrains an encoder on a token store.
 
-  python -m albert_jax.train --config=configs/tiny.py --workdir=runs/tiny
-  --config.data.path=stores/mine
-  python -m albert_jax.train --config=configs/base.py --workdir=runs/base
-  --config.data.path=stores/mine \\
-      --config.train.global_batch_size=256 --config.optimizer.learning_rate=4.4e-4
-  python -m albert_jax.train --config=configs/xxlarge.py:v1 --workdir=runs/xx
-  --config.data.path=stores/wiki
+  python -m albert_jax.train --config=configs/tiny.py --workdir=runs/tiny \\
+      --config.data.path=stores/mine
+  python -m albert_jax.train --config=configs/base.py --workdir=runs/base \\
+      --config.data.path=stores/mine --config.train.global_batch_size=256 \\
+      --config.optimizer.learning_rate=4.4e-4
+  python -m albert_jax.train --config=configs/base.py --workdir=runs/on --init=albert-base-v2 \\
+      --config.data.path=stores/mine
 
 The same command again continues where the run stopped, however it stopped. The workdir gets
 config.json, checkpoints/, metrics.jsonl, tensorboard/ and report/*.png. Every field of a config can
@@ -39,8 +39,6 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
     started = time.monotonic()
     parser = cli.parser(__doc__ or "", "train")
-    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a config file")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path, help="the run's folder")
     parser.add_argument(
         "--init",
         type=pathlib.Path,
@@ -50,15 +48,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--slots", action="store_true", help="--init also gives the optimizer's moments and step"
     )
-    parser.add_argument(
-        "--profile",
-        type=_steps,
-        metavar="START:END",
-        help="trace these steps, the first being 1, for TensorBoard's profiler",
-    )
-    parser.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
-    parser.add_argument("--num_processes", type=int, metavar="N", help="of the whole run")
-    parser.add_argument("--process_id", type=int, metavar="I", help="of this one, from 0")
+    cli.add_run_flags(parser)
     args, overrides = cli.parse_with_overrides(parser, argv)
     if args.slots and not args.init:
         parser.error("--slots goes with --init")
@@ -84,9 +74,9 @@ def _train(
 
     import jax
 
-    from albert_jax.training import loop, program, sharding
+    from albert_jax.training import loop, pretraining, program, sharding
 
-    cfg = loop.resolve(cfg, data)
+    cfg = pretraining.resolve(cfg, data)
     start = _start(args, cfg, data, processes) if args.init else None
     mesh = sharding.make_mesh(cfg, jax.devices())
     run = program.build(cfg, mesh)
@@ -94,7 +84,8 @@ def _train(
         print(program.describe(run))
         for warning in config.recipe_warnings(cfg):
             print(f"warning: {warning}", file=sys.stderr)
-    if not loop.train(run, data, args.workdir, processes, args.profile, started, start):
+    course = pretraining.Course(run, data)
+    if not loop.train(run, course, args.workdir, processes, args.profile, started, start):
         return 1
     if processes.leader:
         print(
@@ -124,14 +115,6 @@ def _start(
         return initial.started(state, model, args.slots)
 
     return start
-
-
-def _steps(text: str) -> tuple[int, int]:
-    """START:END as numbers, 1 <= START <= END."""
-    start, _, end = text.partition(":")
-    if not (start.isdigit() and end.isdigit() and 1 <= int(start) <= int(end)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not START:END with 1 <= START <= END")
-    return int(start), int(end)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 from albert_jax import config
 from albert_jax.errors import UserError
 from albert_jax.model import pretraining
-from albert_jax.training import step
+from albert_jax.training import objectives
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 TINY = str(CONFIGS / "tiny.py")
@@ -36,7 +36,7 @@ def test_published_recipes(size):
 def parameters(file: str) -> dict[str, int]:
     cfg = config.load(str(CONFIGS / file))
     shapes = jax.eval_shape(
-        lambda: step.init_params(pretraining.PretrainingModel(cfg.model), seed=0)
+        lambda: objectives.Pretraining(pretraining.PretrainingModel(cfg.model)).init_params(0)
     )
     return {
         part: sum(leaf.size for leaf in jax.tree.leaves(leaves)) for part, leaves in shapes.items()

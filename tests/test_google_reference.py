@@ -16,7 +16,7 @@ import pytest
 from albert_jax import config
 from albert_jax.interop import google
 from albert_jax.model import encoder, pretraining
-from albert_jax.training import optimizer, sharding, step
+from albert_jax.training import objectives, optimizer, sharding, step
 
 BATCH_KEYS = (
     "input_ids",
@@ -89,11 +89,13 @@ def test_six_lamb_steps_and_a_checkpoint_equal_the_released_code(
     start, expected = google.load(folder / "model.ckpt-0"), google_reference.expected(folder)
     cfg, head = start.config, start.head
     model = pretraining.PretrainingModel(cfg)
-    names = sharding.axis_names(jax.eval_shape(lambda: step.init_params(model, 0)))
+    names = sharding.axis_names(
+        jax.eval_shape(lambda: objectives.Pretraining(model).init_params(0))
+    )
     # Clipping is done below, by the reference's own norm.
     unclipped = config.OptimizerConfig(warmup_steps=4, clip_norm=0.0)
     tx = optimizer.optimizer(unclipped, 1000, names)
-    recipe = step.Recipe(model, tx, 0, False, 1, 1)
+    recipe = step.Recipe(objectives.Pretraining(model), tx, 0, False, 1, 1)
 
     @jax.jit
     def update(params, opt_state, batch):
@@ -146,7 +148,7 @@ def norm_with_sparse_token_types(
     wide = pretraining.PretrainingModel(dataclasses.replace(cfg, type_vocab_size=types.size))
     wide_params = {**params, "embeddings": {**params["embeddings"], "token_type_embeddings": rows}}
     wide_batch = {**batch, "token_type_ids": jnp.arange(types.size).reshape(types.shape)}
-    recipe = step.Recipe(wide, None, 0, False, 1, 1)
+    recipe = step.Recipe(objectives.Pretraining(wide), None, 0, False, 1, 1)
     grads, _ = step.gradients(wide_params, jnp.int32(0), wide_batch, 0, recipe)
     return optax.tree.norm(grads)
 
@@ -158,12 +160,13 @@ def test_accumulated_gradients_equal_the_whole_batchs(folder: pathlib.Path):
             loaded.config, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1
         )
     )
+    objective = objectives.Pretraining(model)
     params = jax.tree.map(jnp.asarray, loaded.params)
     batch = reference_batch(expected, 1)
     rows = batch["input_ids"].shape[0]
 
     def gradients(microbatches: int):
-        recipe = step.Recipe(model, None, 7, True, microbatches, 1)
+        recipe = step.Recipe(objective, None, 7, True, microbatches, 1)
         return jax.jit(lambda: step.gradients(params, jnp.int32(3), batch, 0, recipe))()
 
     whole, whole_metrics = gradients(1)
@@ -175,6 +178,6 @@ def test_accumulated_gradients_equal_the_whole_batchs(folder: pathlib.Path):
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), parts, whole
         )
     without = step.gradients(
-        params, jnp.int32(3), batch, 0, step.Recipe(model, None, 7, False, 1, 1)
+        params, jnp.int32(3), batch, 0, step.Recipe(objective, None, 7, False, 1, 1)
     )[1]
     assert abs(float(without["loss"] - whole_metrics["loss"])) > 1e-3  # there was dropout at all

@@ -301,6 +301,16 @@ class _HuggingFaceTokenizer(tokenizer.Tokenizer):
             list(itertools.chain.from_iterable(map(known.__getitem__, words))) for words in words_S
         ]
 
+    def _encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        found = self.backend.encode(text, add_special_tokens=False)
+        # The library gives ALBERT's piece for a lone space the first character of the next word.
+        space = _UNIGRAM_SPACE if self.family == "albert" else None
+        spans = [
+            (begin, begin if piece == space else end)
+            for piece, (begin, end) in zip(found.tokens, found.offsets, strict=True)
+        ]
+        return [self.unk_id if self._control_V[i] else i for i in found.ids], spans
+
     def _words(self, text: str) -> list[str]:
         """Stretches of the text that can be encoded one by one: as a rule, its words."""
         words = text.split()

@@ -12,9 +12,11 @@ Shapes: T tokens, S texts, V vocabulary.
 
 import io
 import itertools
+import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -81,6 +83,25 @@ class _SentencePieceTokenizer(tokenizer.Tokenizer):
         normalized = [tokenizer.normalize(text, self.normalization) for text in texts]
         return self._sentencepiece.Encode(normalized, num_threads=1)
 
+    def _encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        normalized, origins = tokenizer.normalize_with_origins(text, self.normalization)
+        found: Any = self._sentencepiece.EncodeAsOffsetMapping(normalized)
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        for token_id, (begin, end) in zip(found["ids"], found["offsets"], strict=True):
+            surface = normalized[begin:end]
+            begin = end - len(surface.lstrip(" "))
+            parts = [token_id]
+            if self._ends_in_digit_comma[token_id]:
+                parts = self._without_comma[token_id]
+            # From the end: characters that the model drops are before a piece.
+            lengths = (len(self.readable(part)) for part in parts[:0:-1])
+            begins = itertools.accumulate(lengths, operator.sub, initial=end)
+            ids += parts
+            edges = [begin, *(max(begin, edge) for edge in reversed([*begins]))]
+            spans += [_origin(origins, *span) for span in itertools.pairwise(edges)]
+        return ids, spans
+
     def encode_after_mask(self, text: str) -> list[int]:
         """Without a space between, the first piece behind a mask begins no new word."""
         ids = self.encode(text)
@@ -138,6 +159,14 @@ class _SentencePieceTokenizer(tokenizer.Tokenizer):
             itertools.chain.from_iterable(replacements)
         )
         return replaced_T, moved[offsets]
+
+
+def _origin(origins: list[tuple[int, int]], begin: int, end: int) -> tuple[int, int]:
+    """Where the normalised characters [begin, end) are from."""
+    if begin < end:
+        return origins[begin][0], origins[end - 1][1]
+    place = origins[begin][0] if begin < len(origins) else origins[-1][1]
+    return place, place
 
 
 def train(texts: Iterable[str], vocab_size: int, normalization: tokenizer.Normalization) -> bytes:

@@ -20,6 +20,7 @@ import abc
 import dataclasses
 import hashlib
 import itertools
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -99,6 +100,52 @@ class _WithoutMarks(dict[int, int | None]):
 
 
 _WITHOUT_MARKS = _WithoutMarks()
+
+
+def normalize_with_origins(text: str, options: Normalization) -> tuple[str, list[tuple[int, int]]]:
+    """`normalize`, and the [begin, end) characters of `text` that each of its characters is of."""
+    form = "NFKC" if options.keep_accents else "NFKD"
+    origins: list[tuple[int, int]] = []
+    before = None  # where the last word ends
+    for word in re.finditer(r"\S+", text):
+        if before is not None:
+            origins.append((before, word.start()))
+        before = word.end()
+        if word[0].isascii():
+            origins += [(place, place + 1) for place in range(*word.span())]
+            continue
+        for begin, end in _normalized_alone(text, word.start(), word.end(), form):
+            made = text[begin:end]
+            if not made.isascii():
+                made = unicodedata.normalize(form, made)
+                if not options.keep_accents:
+                    made = made.translate(_WITHOUT_MARKS)
+            # No neighbour changes how many characters the small letters of one are.
+            length = sum(map(len, map(str.lower, made))) if options.lower_case else len(made)
+            origins += [(begin, end)] * length
+    normalized = normalize(text, options)
+    assert len(normalized) == len(origins), text
+    return normalized, origins
+
+
+def _normalized_alone(text: str, begin: int, end: int, form: str) -> Iterator[tuple[int, int]]:
+    """The stretches of `text[begin:end]` whose normal forms, put together, are that of the whole.
+
+    Without marks they are characters. A character is composed with those before it where it is a
+    mark, or where both together do not have the forms of each (Korean letters).
+    """
+    for place in range(begin + 1, end):
+        if form == "NFKC" and not text[place].isascii():
+            ours, before = (
+                unicodedata.normalize(form, part) for part in (text[place], text[begin:place])
+            )
+            if unicodedata.combining(unicodedata.normalize("NFKD", text[place])[0]) or (
+                unicodedata.normalize(form, text[begin : place + 1]) != before + ours
+            ):
+                continue
+        yield begin, place
+        begin = place
+    yield begin, end
 
 
 class Tokenizer(abc.ABC):
@@ -223,6 +270,21 @@ class Tokenizer(abc.ABC):
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text."""
 
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of `encode`, and the [begin, end) characters of `text` that each stands for.
+
+        Of a character of several pieces, each of them has the whole. White space and what cannot be
+        seen is at no end of a span, what normalisation drops is with its neighbours in the same
+        word (marks with the one before), and a piece that stands for nothing has an empty span at
+        its place.
+        """
+        ids, spans = self._encode_with_spans(text)
+        return ids, _with_dropped(text, [_without_blanks(text, *span) for span in spans])
+
+    @abc.abstractmethod
+    def _encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and spans as the library has them, of the text as it was given."""
+
     def encode_after_mask(self, text: str) -> list[int]:
         """Ids of text that goes on right behind a mask."""
         return self.encode(text)
@@ -344,6 +406,47 @@ def offsets(lengths: np.ndarray) -> np.ndarray:
     places = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=places[1:])
     return places
+
+
+def _is_blank(character: str) -> bool:
+    """White space, control characters, and what has no width."""
+    return character.isspace() or unicodedata.category(character) in ("Cc", "Cf")
+
+
+def _without_blanks(text: str, begin: int, end: int) -> tuple[int, int]:
+    while begin < end and _is_blank(text[begin]):
+        begin += 1
+    while begin < end and _is_blank(text[end - 1]):
+        end -= 1
+    return begin, end
+
+
+def _with_dropped(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The spans made longer by visible characters that are in none."""
+    spans = list(spans)
+    last, covered = None, 0  # the piece before that stands for something, and where it ends
+    for number, (begin, end) in enumerate([*spans, (len(text), len(text))]):
+        is_end = number == len(spans)
+        if begin == end and not is_end:
+            continue
+        # Nothing lies between most pieces.
+        if (gap := text[covered:begin]) and not gap.isspace():
+            visible = "".join(" " if _is_blank(character) else "x" for character in gap)
+            left = len(visible) - len(visible.lstrip("x")) if last is not None else 0
+            if left == len(gap) and not is_end:  # one word: its first marks, and no more
+                left = next((i for i, c in enumerate(gap) if not unicodedata.combining(c)), left)
+            if last is not None:
+                spans[last] = spans[last][0], covered + left
+            if not is_end:
+                behind = visible[left:]
+                begin -= len(behind) - len(behind.rstrip("x"))
+                spans[number] = begin, end
+            # What stands for nothing stays in order.
+            for i in range(0 if last is None else last + 1, number):
+                place = min(spans[i][0], begin)
+                spans[i] = place, place
+        last, covered = number, max(covered, end)
+    return spans
 
 
 def _portions(texts: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -20,8 +20,6 @@ from albert_jax.interop import google, huggingface, tensors
 from albert_jax.interop.tensors import Head, Model
 from albert_jax.training import checkpoint, optimizer, program, sharding, workdir
 
-HEAD = "head.json"  # in a run's folder: what stands on the encoder, if not pretraining's heads
-
 # Where a tokenizer may lie, best first.
 _TOKENIZER_FILES = {
     "albert": ("spiece.model", "30k-clean.model", "tokenizer.json"),
@@ -36,7 +34,7 @@ def read(path: pathlib.Path, step: int | None = None, slots: bool = False) -> Mo
 
     Args:
         path: see above.
-        step: which checkpoint of a run of ours; the newest by default.
+        step: which checkpoint of a run of ours; by default the newest, or a fine-tuning's best.
         slots: read a run's moments too (a checkpoint of Google's always gives them).
 
     Raises:
@@ -158,10 +156,11 @@ def write_run(folder: pathlib.Path, model: Model, spoken: Tokenizer | None) -> N
         ),
         train=config_lib.TrainConfig(steps=max(model.step, 1), global_batch_size=8),
     )
-    (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
     if model.head.kind != "pretraining":
-        head = dataclasses.asdict(model.head)
-        (folder / HEAD).write_text(json.dumps(head) + "\n", encoding="utf-8")
+        labels = json.dumps(model.head.labels, ensure_ascii=False)
+        task = config_lib.TaskConfig(head=model.head.kind, labels=labels)
+        config = dataclasses.replace(config, task=task)
+    (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
     if spoken is not None:
         workdir.write_tokenizer(spoken, folder)
     checkpoint.write_params(folder, model.params, model.step)
@@ -169,7 +168,9 @@ def write_run(folder: pathlib.Path, model: Model, spoken: Tokenizer | None) -> N
 
 def _read_run(path: pathlib.Path, step: int | None, slots: bool) -> Model:
     config = config_lib.read_workdir(path)
-    head = _read_head(path)
+    head = Head()
+    if config.task.head:
+        head = Head(config.task.head, config.task.label_names)
     if slots:
         return _read_state(path, config, step)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -177,7 +178,7 @@ def _read_run(path: pathlib.Path, step: int | None, slots: bool) -> Model:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32, sharding=here),
         tensors.shapes(config.model, head),
     )
-    params, number = checkpoint.read_params(path, like, step)
+    params, number = checkpoint.read_params(path, like, step, best=bool(config.task.name))
     return Model(config.model, head, jax.device_get(params), step=number)
 
 
@@ -201,14 +202,3 @@ def _read_state(path: pathlib.Path, config: config_lib.Config, step: int | None)
         moments=optimizer.moments(state.opt_state),
         step=number,
     )
-
-
-def _read_head(path: pathlib.Path) -> Head:
-    file = path / HEAD
-    if not file.exists():
-        return Head()
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-        return Head(fields["kind"], tuple(fields["labels"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} does not say what stands on the encoder: {error}") from None

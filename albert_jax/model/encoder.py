@@ -49,6 +49,28 @@ class EncoderOutput(NamedTuple):
     attentions_NBHLM: jax.Array | None  # probabilities, float32
 
 
+class GradientWeights(NamedTuple):
+    """What the gradient through each depth counts, float32 [N]; see `optimizer.depth_weights`."""
+
+    attention_N: jax.Array
+    ffn_N: jax.Array
+
+
+@jax.custom_vjp
+def weighed_gradient(tree: Any, weight: jax.Array) -> Any:
+    """`tree` as it is; on the way back its gradient times `weight`, a scalar."""
+    del weight
+    return tree
+
+
+def _weigh(weight: jax.Array, gradient: Any) -> tuple[Any, jax.Array]:
+    weighed = jax.tree.map(lambda leaf: leaf * weight.astype(leaf.dtype), gradient)
+    return weighed, jnp.zeros_like(weight)
+
+
+weighed_gradient.defvjp(lambda tree, weight: (tree, weight), _weigh)
+
+
 class Embeddings(nn.Module):
     """Word, position and segment embeddings, summed, normalised, dropped out; then projected where
     E is not D.
@@ -63,9 +85,12 @@ class Embeddings(nn.Module):
         input_ids_BL: jax.Array,
         token_type_ids_BL: jax.Array,
         dropout_keys_B: jax.Array | None,
+        words_BLE: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Returns (x_BLD in `dtype`, the word table in float32, for the head that is tied to "
-        "it)."""
+        """Returns (x_BLD in `dtype`, the word table in float32, for the head that is tied to it).
+
+        `words_BLE`, where given, stands in for the rows that the ids look up.
+        """
         cfg = self.config
         normal = layers.truncated_normal(cfg.initializer_range)
 
@@ -76,7 +101,7 @@ class Embeddings(nn.Module):
         words_VE = table("word_embeddings", "vocab", cfg.vocab_size)
         positions = table("position_embeddings", "position", cfg.max_position_embeddings)
         end = cfg.position_offset + input_ids_BL.shape[1]
-        e_BLE = words_VE[input_ids_BL]
+        e_BLE = words_VE[input_ids_BL] if words_BLE is None else words_BLE
         if cfg.type_vocab_size:
             types = table("token_type_embeddings", "type", cfg.type_vocab_size)
             e_BLE += types[token_type_ids_BL]
@@ -262,8 +287,13 @@ class Encoder(nn.Module):
         dropout_keys_B: jax.Array | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        gradient_weights: GradientWeights | None = None,
     ) -> EncoderOutput:
-        """Runs the stack; each depth draws its own dropout."""
+        """Runs the stack; each depth draws its own dropout.
+
+        Where `gradient_weights` are given, what reaches a set of parameters through each depth is
+        multiplied by that depth's weight.
+        """
         cfg = self.config
         attention_block = AttentionBlock(cfg, self.dtype, self.shards, parent=None)
         ffn_block = FeedForwardBlock(cfg, self.dtype, self.shards, parent=None)
@@ -282,6 +312,9 @@ class Encoder(nn.Module):
         def layer(
             x_BLD: jax.Array, attention_I: Any, ffn_I: Any, depth: jax.Array
         ) -> tuple[jax.Array, Any]:
+            if gradient_weights is not None:
+                attention_I = weighed_gradient(attention_I, gradient_weights.attention_N[depth])
+                ffn_I = weighed_gradient(ffn_I, gradient_weights.ffn_N[depth])
             hidden_states, attentions = [], []
             for inner in range(cfg.inner_group_num):
                 keys_B = None

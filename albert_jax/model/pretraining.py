@@ -44,6 +44,7 @@ class PretrainingModel(nn.Module):
         dropout_keys_B: jax.Array | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        gradient_weights: encoder.GradientWeights | None = None,
     ) -> PretrainingOutput:
         """Scores of a batch; dropout where keys are given.
 
@@ -54,13 +55,19 @@ class PretrainingModel(nn.Module):
             masked_lm_positions_BP: int32 in [0, L), 0 on unused slots.
             dropout_keys_B: a PRNG key for each row, or None.
             output_hidden_states, output_attentions: also return every block's.
+            gradient_weights: what the gradient through each depth counts; all alike by default.
         """
         cfg = self.config
         dtype = jnp.dtype(cfg.dtype)
         embeddings = encoder.Embeddings(cfg, dtype, name="embeddings")
         x_BLD, words_VE = embeddings(input_ids_BL, token_type_ids_BL, dropout_keys_B)
         encoded = encoder.Encoder(cfg, dtype, self.shards, name="encoder")(
-            x_BLD, attention_mask_BL, dropout_keys_B, output_hidden_states, output_attentions
+            x_BLD,
+            attention_mask_BL,
+            dropout_keys_B,
+            output_hidden_states,
+            output_attentions,
+            gradient_weights,
         )
         pooled_BD = None
         if cfg.pooler:

@@ -18,7 +18,7 @@ from albert_jax.errors import UserError
 from albert_jax.training import step
 
 _PARTS = ("params", "training")
-_BEST_BY = "loss"
+_BEST_BY = "score"  # of what an evaluation found; more is better
 
 
 def newest_in(folder: pathlib.Path) -> int | None:
@@ -29,13 +29,16 @@ def newest_in(folder: pathlib.Path) -> int | None:
     return max(steps, default=None)
 
 
-def read_params(workdir: pathlib.Path, like: Any, number: int | None = None) -> tuple[Any, int]:
+def read_params(
+    workdir: pathlib.Path, like: Any, number: int | None = None, best: bool = False
+) -> tuple[Any, int]:
     """The parameters that a run saved, and the step they are of.
 
     Args:
         workdir: of the run.
         like: their shapes, dtypes and shardings.
         number: which checkpoint; the newest by default.
+        best: the best by default, where any was judged.
 
     Raises:
         UserError: the run has no such checkpoint, or it does not fit.
@@ -44,6 +47,8 @@ def read_params(workdir: pathlib.Path, like: Any, number: int | None = None) -> 
     if newest_in(folder) is None:  # opening it would make the folder
         raise UserError(f"{workdir} has no checkpoint yet; albert_jax.train saves the first one.")
     with Checkpoints(folder) as saved:
+        if best and number is None and saved.best:
+            number = saved.best[0]
         number = saved.chosen(number)
         return saved.restore_params(like, number), number
 
@@ -59,7 +64,7 @@ class Checkpoints:
 
     Args:
         folder: where they lie; made when the first is saved.
-        keep: how many of the newest stay; the best by validation loss stays besides.
+        keep: how many of the newest stay; the best by its score stays besides.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int = 1) -> None:
@@ -74,7 +79,7 @@ class Checkpoints:
                     [
                         checkpoint_managers.LatestN(keep),
                         checkpoint_managers.BestN(
-                            get_metric_fn=lambda metrics: -metrics[_BEST_BY],
+                            get_metric_fn=lambda metrics: metrics[_BEST_BY],
                             n=1,
                             keep_checkpoints_without_metrics=False,
                         ),
@@ -122,10 +127,13 @@ class Checkpoints:
         return number
 
     @property
-    def best_loss(self) -> float | None:
-        """The lowest validation loss that any kept checkpoint has."""
-        known = [self._manager.metrics(number) for number in self._manager.all_steps()]
-        return min((metrics[_BEST_BY] for metrics in known if metrics), default=None)
+    def best(self) -> tuple[int, float] | None:
+        """The step and score of the kept checkpoint that was judged best; None if none was
+        judged.
+        """
+        found = ((number, self._manager.metrics(number)) for number in self.steps)
+        judged = [(number, metrics[_BEST_BY]) for number, metrics in found if metrics]
+        return max(judged, key=lambda one: one[1], default=None)
 
     def seconds(self, number: int) -> dict[str, float]:
         """How long what led to checkpoint `number` took, by kind (see `goodput.Clock`)."""
@@ -143,7 +151,7 @@ class Checkpoints:
         Args:
             state: what `number` steps made.
             number: the step; saving the same one again does nothing.
-            metrics: of the validation split at this step, if it was evaluated.
+            metrics: of the validation split at this step, `score` among them, if it was evaluated.
             seconds: how long it all took, by kind.
         """
         if number in self._manager.all_steps():

@@ -28,7 +28,7 @@ from albert_jax import config as config_lib
 from albert_jax.config import Config, ModelConfig
 from albert_jax.errors import UserError
 from albert_jax.model import attention, layers, pretraining
-from albert_jax.training import checkpoint, sharding, step
+from albert_jax.training import checkpoint, objectives, sharding
 from albert_jax.training import workdir as workdir_lib
 
 # What a student takes over from its teacher besides the layers, and what where both have the same
@@ -191,7 +191,7 @@ def on_mesh(config: Config, mesh: Mesh) -> Teacher | None:
     platform = mesh.devices.flat[0].platform
     implementation = attention.choose(theirs, config.data.max_seq_length, platform, shards)
     whole = pretraining.PretrainingModel(dataclasses.replace(theirs, attention="xla"))
-    boxed = jax.eval_shape(lambda: step.init_params(whole, 0))
+    boxed = jax.eval_shape(lambda: objectives.Pretraining(whole).init_params(0))
     names = sharding.axis_names(boxed)
     shapes = meta.unbox(boxed)
     specs = jax.tree.map(

@@ -94,6 +94,7 @@ def fit(
     options: Mapping[str, str] | None = None,
     cache: Cache | None = None,
     on_miss: Callable[[Config, DoesNotFitError], None] | None = None,
+    batch: Any = None,
 ) -> Fitted:
     """Compiles the step, with the first of the settings it leaves open that fits.
 
@@ -105,6 +106,7 @@ def fit(
         options: for the compiler.
         cache: where compiled steps are kept.
         on_miss: told of each setting that does not fit.
+        batch: shapes, dtypes and shardings of a batch; pretraining's by default.
 
     Raises:
         DoesNotFitError: none does; it is the one that needs the least.
@@ -115,7 +117,7 @@ def fit(
     misses: list[DoesNotFitError] = []
     for candidate in found:
         try:
-            return compile_step(candidate, mesh, available, options, cache)
+            return compile_step(candidate, mesh, available, options, cache, batch)
         except DoesNotFitError as error:
             misses.append(error)
             if on_miss is not None:
@@ -148,9 +150,10 @@ def compile_step(
     available: int | None,
     options: Mapping[str, str] | None = None,
     cache: Cache | None = None,
+    batch: Any = None,
 ) -> Fitted:
     """Compiles the step of a config without `auto`; arguments and errors as in `fit`."""
-    return compile_program(program.build(config, mesh), available, options, cache)
+    return compile_program(program.build(config, mesh), available, options, cache, batch)
 
 
 def compile_program(
@@ -158,10 +161,12 @@ def compile_program(
     available: int | None,
     options: Mapping[str, str] | None = None,
     cache: Cache | None = None,
+    batch: Any = None,
 ) -> Fitted:
     """Compiles a program's step; the other arguments and errors as in `fit`."""
     start, mesh = time.monotonic(), run.mesh
-    traced = run.train_step.trace(run.abstract_state, run.abstract_batch(), *run.abstract_frozen)
+    batch = batch or run.abstract_batch()
+    traced = run.train_step.trace(run.abstract_state, batch, *run.abstract_frozen)
     lowered = traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,))
     try:
         compiled = (
@@ -175,7 +180,7 @@ def compile_program(
                 f"{str(error).splitlines()[0]} (Another mesh, microbatch or attention may do.)"
             ) from error
         temporaries, limit = missing
-        raise DoesNotFitError(temporaries + argument_bytes(run), limit) from None
+        raise DoesNotFitError(temporaries + argument_bytes(run, batch), limit) from None
     memory = _memory(compiled)
     if memory is not None and available is not None and memory.total > available:
         raise DoesNotFitError(memory.total, available)
@@ -188,9 +193,9 @@ def memory_limit(device: Any) -> int | None:
     return stats.get("bytes_limit") if stats else None
 
 
-def argument_bytes(run: program.Program) -> int:
-    """Of state, batch and whatever is frozen, on one device."""
-    return device_bytes((run.abstract_state, run.abstract_batch(), run.abstract_frozen))
+def argument_bytes(run: program.Program, batch: Any = None) -> int:
+    """Of state, batch (pretraining's by default) and whatever is frozen, on one device."""
+    return device_bytes((run.abstract_state, batch or run.abstract_batch(), run.abstract_frozen))
 
 
 def device_bytes(tree: Any) -> int:

@@ -80,7 +80,7 @@ class Hosts:
         self._news: dict[str, str] = {}  # of all processes: stop/3, failed/2
         self._leaving = threading.Event()
         self._exit_code = 1
-        self._tick = self._next_order = self._last_order = self._era = 0
+        self._tick = self._next_order = self._last_order = self._era = self._uses = 0
         self._last_order_at = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -114,15 +114,16 @@ class Hosts:
     def share(self, name: str, make: Callable[[], Shared]) -> Shared:
         """What `make()` returns on the leader, on every process. JSON carries it.
 
-        Each name can be used once; the others wait for the leader.
+        The others wait for the leader. All have to share the same things in the same order.
         """
         if self._client is None:
             return make()
+        key = f"{_SHARED}{self._nth()}/{name}"
         if self.leader:
             value = make()
-            self._client.key_value_set(f"{_SHARED}{name}", json.dumps(value))
+            self._client.key_value_set(key, json.dumps(value))
             return value
-        return json.loads(self._client.blocking_key_value_get(f"{_SHARED}{name}", _FOREVER_MS))
+        return json.loads(self._client.blocking_key_value_get(key, _FOREVER_MS))
 
     def order(self, save_due: Callable[[], bool] = lambda: False) -> Order:
         """The leader's order for this tick. Every process has to call this equally often.
@@ -153,12 +154,17 @@ class Hosts:
         return order
 
     def meet(self, place: str) -> None:
-        """Waits until all processes are at this place, which has a name of its own.
+        """Waits until all processes are at this place, to which all come in the same order.
 
         Before a collective that some of them would reach much later: Gloo gives up after 30 s.
         """
         if self._client is not None:
-            self._client.wait_at_barrier(f"albert_jax/{place}", _FOREVER_MS)
+            self._client.wait_at_barrier(f"albert_jax/{self._nth()}/{place}", _FOREVER_MS)
+
+    def _nth(self) -> int:
+        """A new number at each call: a name can be used once, and several runs may share us."""
+        self._uses += 1
+        return self._uses
 
     def change_pace(self) -> None:
         """Says that ticks will take another time from here; the next one brings an order.

@@ -16,8 +16,8 @@ def load(
     """The program of a run on the devices there are, its parameters, and the step they are of.
 
     Args:
-        workdir: of a pretraining run.
-        number: which checkpoint; the newest by default.
+        workdir: of a run.
+        number: which checkpoint; by default the newest, or a fine-tuning's best.
         batch_size: sequences at once, rounded up to what the devices share evenly; the run's by
             default.
 
@@ -38,5 +38,7 @@ def load(
         ),
     )
     run = program.build(cfg, sharding.make_mesh(cfg, devices))
-    params, number = checkpoint.read_params(workdir, run.abstract_state.params, number)
+    params, number = checkpoint.read_params(
+        workdir, run.abstract_state.params, number, best=bool(cfg.task.name)
+    )
     return run, params, number

@@ -19,27 +19,25 @@ import os
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from albert_jax.config import AUTO, Config
-from albert_jax.data import examples, pipeline, store
+from albert_jax.config import AUTO
+from albert_jax.data import pipeline
+from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.progress import Progress
 from albert_jax.training import (
     checkpoint,
     compilation_cache,
-    distillation,
-    evaluation,
     fitting,
     goodput,
     hosts,
     optimizer,
     program,
-    report,
     sharding,
     step,
     telemetry,
@@ -47,59 +45,60 @@ from albert_jax.training import (
 from albert_jax.training import workdir as workdir_lib
 from albert_jax.training.compiler_options import compiler_options
 
+_SECONDS_A_PICTURE = 30.0  # at least, but for the last: drawing takes seconds
 _STEPS_AHEAD = 2  # of the device; more would only be longer to wait for when the run must stop
 
 TrainStep = Callable[..., step.TrainState]
 Batches = Generator[dict[str, np.ndarray], None, None]
 
 
-def resolve(config: Config, data: store.Store) -> Config:
-    """The config with what only the store knows, vocabulary size and fingerprint, and what only the
-    teacher's run knows, its newest checkpoint.
+class Course(Protocol):
+    """What a run is taught and judged by: all that the loop asks of pretraining or of a task.
 
-    Raises:
-        UserError: the config names another vocabulary than the store's, or a teacher that has
-            another one or is none.
+    Attributes:
+        tokenizer: the workdir keeps it.
+        examples: what is learnt from, as `pipeline.training_batches` wants it.
+        held_out: what is evaluated, as `pipeline.evaluation_batches` wants it.
+        evaluation_batches: how many of its batches; None: all.
+        only_batch: shapes and shardings of all batches, if they are alike; else None.
     """
-    vocab_size = data.vocab_size
-    if config.model.vocab_size not in (0, vocab_size):
-        raise UserError(
-            f"model.vocab_size={config.model.vocab_size}, but the tokenizer of {data.path} has "
-            f"{vocab_size} pieces; "
-            f"set it to 0 (the store's) or {vocab_size}, or prepare the text with the tokenizer "
-            "you mean."
-        )
-    config = dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, vocab_size=vocab_size),
-        data=dataclasses.replace(config.data, store_fingerprint=data.fingerprint),
-    )
-    return distillation.resolve(config, data.tokenizer().sha256)
 
+    tokenizer: Tokenizer
+    examples: Any
+    held_out: Any
+    evaluation_batches: int | None
+    only_batch: Any
 
-def example_builder(config: Config, data: store.Store, split: str) -> examples.ExampleBuilder:
-    """The examples of a split as a run sees them: with its own settings, or the fixed ones of the
-    validation split.
-    """
-    fields = config.data if split == "train" else evaluation.held_out(config.data)
-    options = examples.ExampleOptions(
-        max_seq_length=fields.max_seq_length,
-        max_predictions_per_seq=fields.max_predictions_per_seq,
-        masked_lm_prob=fields.masked_lm_prob,
-        ngram=fields.ngram,
-        short_seq_prob=fields.short_seq_prob,
-        seed=fields.seed,
-        sentence_objective=config.model.sentence_objective,
-        single_sentence=fields.single_sentence,
-        whole_word_masking=fields.whole_word_masking,
-    )
-    vocabulary = examples.Vocabulary.of(data.tokenizer())
-    return examples.ExampleBuilder(data.split(split), vocabulary, options)
+    def evaluate(
+        self, program: program.Program, params: Any, batches: Iterable[Mapping[str, np.ndarray]]
+    ) -> dict[str, dict[str, float]]:
+        """Figures by split; "validation" is the one that is judged."""
+        ...
+
+    def score(self, figures: Mapping[str, float]) -> float:
+        """How good the judged split's figures are; more is better."""
+        ...
+
+    def note(self, means: Mapping[str, float]) -> str:
+        """The means of a few steps, for the progress line."""
+        ...
+
+    def summary(self, figures: Mapping[str, Mapping[str, float]], number: int) -> str:
+        """An evaluation after `number` steps, as a person reads it."""
+        ...
+
+    def draw(self, workdir: pathlib.Path) -> None:
+        """Draws the run's report."""
+        ...
+
+    def flops(self, batch: Mapping[str, Any]) -> float:
+        """Floating-point operations of a training step on one row of a batch."""
+        ...
 
 
 def train(
     run: program.Program,
-    data: store.Store,
+    course: Course,
     workdir: pathlib.Path,
     processes: hosts.Hosts,
     profile: tuple[int, int] | None = None,
@@ -110,7 +109,7 @@ def train(
 
     Args:
         run: the compiled program; its config is the resolved one.
-        data: the token store.
+        course: what it is taught.
         workdir: see the workdir contract: config.json, checkpoints/, metrics.jsonl, tensorboard/,
             report/. All processes see it.
         processes: that make this run together.
@@ -132,12 +131,12 @@ def train(
         stack.enter_context(processes.stop_signals())
         if processes.leader:
             stack.enter_context(workdir_lib.prepare(workdir, run.config))
-            workdir_lib.write_tokenizer(data.tokenizer(), workdir)
+            workdir_lib.write_tokenizer(course.tokenizer, workdir)
         workdir_lib.check_shared(workdir, run.config, processes)
         minutes = run.config.train.stall_minutes
         stack.enter_context(goodput.Watchdog(clock, minutes, workdir, processes))
         saved = stack.enter_context(checkpoint.Checkpoints(folder, run.config.checkpoint.keep))
-        return _Loop(run, data, workdir, saved, processes, clock, profile, start).run()
+        return _Loop(run, course, workdir, saved, processes, clock, profile, start).run()
 
 
 class _Loop:
@@ -146,7 +145,7 @@ class _Loop:
     def __init__(
         self,
         run: program.Program,
-        data: store.Store,
+        course: Course,
         workdir: pathlib.Path,
         saved: checkpoint.Checkpoints,
         processes: hosts.Hosts,
@@ -157,22 +156,15 @@ class _Loop:
         self._program, self._config, self._workdir = run, run.config, workdir
         self._saved, self._hosts, self._clock = saved, processes, clock
         self._profile = profile if processes.leader else None
-        self._tracing, self._start = False, start
-        self._unigram_loss = data.unigram_loss
-        self._examples = example_builder(run.config, data, "train")
-        self._held_out = example_builder(run.config, data, "validation")
+        self._tracing, self._start, self._course = False, start, course
+        self._drawn_at = -math.inf
         self._frozen = (run.teacher.params(),) if run.teacher else ()
         batch_size = run.config.train.global_batch_size
         self._rows = sharding.local_rows(run.batch_sharding, batch_size)
         self._rate = optimizer.learning_rate(run.config.optimizer, run.config.train.steps)
-        sequence_flops = telemetry.model_flops_per_sequence(
-            run.config.model, run.config.data, run.teacher.model.config if run.teacher else None
-        )
         peak = telemetry.peak_flops(run.mesh.devices.flat[0])
-        self._utilization = (
-            sequence_flops * batch_size / (peak * run.mesh.size) if peak is not None else None
-        )
-        self._best = saved.best_loss
+        self._peak = None if peak is None else peak * run.mesh.size
+        self._compiled: dict[tuple[int, ...], TrainStep] = {}
         self._skipped = processes.share("skipped", lambda: workdir_lib.read_skipped(workdir))
         self._cache: compilation_cache.Cache | None = None
         if jax.default_backend() != "cpu":  # one CPU's programs would not run on every other
@@ -189,23 +181,27 @@ class _Loop:
         evaluation_owed = self._open_log(number)
         self._open_batches(number)
         try:
-            if number >= total and not evaluation_owed:
-                self._progress.write(f"{self._workdir} is trained already: all {total} steps.")
+            if self._finished(number) and not evaluation_owed:
+                steps = f"all {total} steps" if number >= total else f"{number} of {total} steps"
+                self._progress.write(f"{self._workdir} is trained already: {steps}.")
                 return True
             if number:
                 self._progress.write(f"goes on after step {number}")
             if self._profile and number >= self._profile[0]:
                 self._progress.write(f"--profile: step {self._profile[0]} is done already")
-            train_step = self._compile() if number < total else self._program.train_step
+            if number < total and self._course.only_batch is not None:
+                self._compile(self._course.only_batch)
             self._last_save = time.monotonic()
             self._start_window(number)
             self._clock.turn_to("step")
             if evaluation_owed:
                 self._evaluate(state, number)
-            while number < total and not self._hosts.stopping:
+            while not self._finished(number) and not self._hosts.stopping:
                 number += 1
+                batch = self._next_batch()
+                train_step = self._step_for(batch, state, number - 1)
                 with self._traced(number):
-                    state = train_step(state, self._next_batch(), *self._frozen)
+                    state = train_step(state, batch, *self._frozen)
                     self._keep_near(state)
                 order = self._hosts.order(self._save_due)
                 log = number % config.log.every_steps == 0 or number == total
@@ -221,7 +217,8 @@ class _Loop:
                 if log:
                     self._log_window(state, number)
                 evaluated = self._evaluate(state, number) if evaluate else None
-                if save or self._hosts.stopping or self._is_best(evaluated):
+                best = self._is_best(evaluated)
+                if save or best or self._hosts.stopping or self._finished(number):
                     self._save(state, number, evaluated)
             with self._clock.during("checkpoint"):
                 self._saved.wait()
@@ -238,6 +235,13 @@ class _Loop:
                 self._log.close()
             self._stream.close()
 
+    def _finished(self, number: int) -> bool:
+        """Whether all steps are done, or nothing has become better for long enough."""
+        patience = self._config.eval.patience
+        since_best = len(self._scores) - 1 - _last_best(self._scores)
+        worn_out = 0 < patience <= since_best
+        return number >= self._config.train.steps or worn_out
+
     def _restore(self) -> tuple[step.TrainState, int]:
         """The newest checkpoint's state, or a new one, and how many steps made it."""
         if number := self._saved.newest or 0:
@@ -252,7 +256,7 @@ class _Loop:
 
     def _open_log(self, number: int) -> bool:
         """Begins to log after step `number`; whether that step's evaluation was broken off."""
-        total = self._config.train.steps
+        total, rows = self._config.train.steps, []
         owed = False
         self._log: telemetry.MetricsLog | None = None
         if self._hosts.leader:
@@ -262,16 +266,19 @@ class _Loop:
             self._clock.rewind(seconds, goodput.read_fields(rows[-1] if rows else {}))
             self._log = telemetry.MetricsLog(self._workdir, number)
             evaluated = any(row["step"] == number and "split" in row for row in rows)
-            due = number == total or (number and _due(number, self._config.eval.every_steps))
-            owed = bool(due and not evaluated)
+            due = number and _due(number, self._config.eval.every_steps)
+            owed = bool((due or number == total) and not evaluated)
         stream = None if self._hosts.leader else open(os.devnull, "w")  # noqa: PTH123, SIM115
         self._progress = Progress("train", total, "step", initial=number, stream=stream)
+        judged = [[row["step"], row["score"]] for row in rows if "score" in row]
+        judged = self._hosts.share("scores", lambda: judged)
+        self._scores = [(made, score) for made, score in judged if made <= number]
         return self._hosts.share("evaluation owed", lambda: owed)
 
     def _open_batches(self, number: int) -> None:
         """The batches after step `number` come next."""
         self._stream = pipeline.training_batches(
-            self._examples,
+            self._course.examples,
             number,
             self._config.train.steps,
             self._config.train.global_batch_size,
@@ -280,27 +287,47 @@ class _Loop:
         )
         self._batches: Iterator[dict[str, np.ndarray]] = self._stream
 
-    def _compile(self) -> TrainStep:
-        """The compiled step. A run that must stop does not wait for it, and ends here."""
+    def _step_for(
+        self, batch: Mapping[str, jax.Array], state: step.TrainState, number: int
+    ) -> TrainStep:
+        """The compiled step for batches of this shape; `state` is what `number` steps made."""
+        if (shape := batch["input_ids"].shape) not in self._compiled:
+            self._compile(
+                {
+                    key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+                    for key, x in batch.items()
+                },
+                lambda: self._save_good(state, number),
+            )
+        return self._compiled[shape]
+
+    def _compile(
+        self, batch: Mapping[str, Any], before_leaving: Callable[[], None] = lambda: None
+    ) -> None:
+        """Compiles the step for batches like this one. A run that must stop does not wait for it,
+        and ends here.
+        """
         began = time.monotonic()
         with self._clock.during("compile"):
-            compiled = _in_background(self._fitted_step)
-            # The first batch is made meanwhile.
-            self._batches = itertools.chain([next(self._stream)], self._stream)
+            compiled = _in_background(lambda: self._fitted_step(batch))
+            if self._course.only_batch is not None:  # the first batch is made meanwhile
+                self._batches = itertools.chain([next(self._stream)], self._stream)
             while not compiled.done() and not self._hosts.stop_asked:
                 concurrent.futures.wait([compiled], timeout=0.2)
             if self._hosts.order() is hosts.Order.STOP:
+                before_leaving()
                 self._progress.write(
-                    f"{self._hosts.stop_asked}: there is nothing new to save; the same command "
-                    f"goes on after step {self._saved.newest or 0}."
+                    f"{self._hosts.stop_asked}: stopped while compiling; the same command goes on "
+                    f"after step {self._saved.newest or 0}."
                 )
                 self._hosts.leave()
             train_step, notes = compiled.result()
             self._hosts.meet("compiled")
-        self._progress.write(f"compiled in {time.monotonic() - began:.1f} s{notes}")
-        return train_step
+        length = "" if self._course.only_batch else f" for length {batch['input_ids'].shape[-1]}"
+        self._progress.write(f"compiled{length} in {time.monotonic() - began:.1f} s{notes}")
+        self._compiled[batch["input_ids"].shape] = train_step
 
-    def _fitted_step(self) -> tuple[TrainStep, str]:
+    def _fitted_step(self, batch: Mapping[str, Any]) -> tuple[TrainStep, str]:
         """The step, compiled with whatever the config leaves open, and what to say of it."""
         config, mesh, cache = self._config, self._program.mesh, self._cache
         device = mesh.local_devices[0]
@@ -308,9 +335,9 @@ class _Loop:
         left_open = config.train.microbatch_size == AUTO or config.model.remat == "auto"
         try:
             if left_open:
-                fitted = fitting.fit(config, mesh, limit, options, cache)
+                fitted = fitting.fit(config, mesh, limit, options, cache, batch=batch)
             else:
-                fitted = fitting.compile_program(self._program, limit, options, cache)
+                fitted = fitting.compile_program(self._program, limit, options, cache, batch)
         except fitting.DoesNotFitError as miss:
             raise UserError(
                 f"the training step {miss}; give train.microbatch_size=auto and "
@@ -327,6 +354,7 @@ class _Loop:
     def _next_batch(self) -> dict[str, jax.Array]:
         with self._clock.during("data_wait"):
             batch = next(self._batches)
+        self._window_flops += self._course.flops(batch) * self._config.train.global_batch_size
         return sharding.to_global(
             batch, self._program.batch_sharding, self._config.train.global_batch_size
         )
@@ -346,6 +374,7 @@ class _Loop:
             self._skip(bad_step)
             self._in_flight.clear()
             state, number = self._restore()
+            self._scores = [(made, score) for made, score in self._scores if made <= number]
             self._stream.close()
             self._open_batches(number)
             if self._log:
@@ -391,6 +420,7 @@ class _Loop:
     def _start_window(self, number: int) -> None:
         """Begins the time of the next logged line."""
         self._window_first, self._window_spent = number, self._clock.seconds()
+        self._window_flops = 0.0
 
     def _log_window(self, state: step.TrainState, number: int) -> None:
         window, window_steps = jax.device_get((state.window, state.window_steps))
@@ -398,51 +428,51 @@ class _Loop:
         spent = self._clock.seconds()
         waited = spent["data_wait"] - self._window_spent["data_wait"]
         seconds = (spent["step"] - self._window_spent["step"] + waited) / steps
-        names = [name for name in step.METRICS + step.TEACHER_METRICS if name in window]
-        means = {name: float(window[name]) / int(window_steps) for name in names}
-        utilization = self._utilization
+        means = {name: float(window[name]) / int(window_steps) for name in self._program.metrics}
+        rate = self._window_flops / (seconds * steps)
         values: dict[str, float | None] = {
             **means,
             "learning_rate": float(self._rate(number)),
             "examples_per_second": self._config.train.global_batch_size / seconds,
             "step_seconds": seconds,
             "data_wait_seconds": waited / steps,
-            "model_flops_utilization": None if utilization is None else utilization / seconds,
+            "model_flops_utilization": None if self._peak is None else rate / self._peak,
             **self._clock.fields(),
         }
         if self._log:
             self._log.write(number, values)
-        note = f"loss {means['loss']:.3f}, words {means['masked_lm_accuracy']:.1%}"
-        if self._config.model.sentence_objective != "none":
-            note += f", sentences {means['sentence_order_accuracy']:.1%}"
-        self._progress.advance(steps, f"{note}, {values['examples_per_second']:.0f} examples/s")
+        self._progress.advance(
+            steps, f"{self._course.note(means)}, {values['examples_per_second']:.0f} examples/s"
+        )
         self._start_window(number)
 
     def _evaluate(self, state: step.TrainState, number: int) -> dict[str, float] | None:
-        """Figures of the validation split; None where the run has to stop before they are there."""
-        limit = self._config.eval.steps or None
-        batch_size = self._config.train.global_batch_size
-        batches = pipeline.evaluation_batches(self._held_out, batch_size, self._rows, limit)
+        """The judged split's figures; None where the run has to stop before they are there."""
+        course = self._course
+        batches = pipeline.evaluation_batches(
+            course.held_out,
+            self._config.train.global_batch_size,
+            self._rows,
+            course.evaluation_batches,
+        )
         with self._clock.during("evaluation"), contextlib.closing(batches):
             try:
-                metrics = evaluation.evaluate(
-                    self._program, state.params, self._until_stopped(batches)
-                )
+                found = course.evaluate(self._program, state.params, self._until_stopped(batches))
             except _Stopped:
                 return None
+            judged = found["validation"]
+            judged["score"] = course.score(judged)
+            self._scores.append((number, judged["score"]))
             if self._log:
-                skipped = {"skipped_batches": len(self._skipped), **self._clock.fields()}
-                self._log.write(number, {**metrics, **skipped}, split="validation")
-                report.draw(self._workdir, self._unigram_loss)
-        text = summary(metrics, self._config) + self._skipped_note()
+                for split, figures in found.items():
+                    skipped = {"skipped_batches": len(self._skipped), **self._clock.fields()}
+                    self._log.write(number, {**figures, **skipped}, split=split)
+                if self._finished(number) or time.monotonic() - self._drawn_at > _SECONDS_A_PICTURE:
+                    course.draw(self._workdir)
+                    self._drawn_at = time.monotonic()
+        text = course.summary(found, number) + self._skipped_note()
         self._progress.write(f"step {number}, validation: {text}")
-        warmed_up = number >= max(self._config.optimizer.warmup_steps, 1)
-        if warmed_up and metrics["masked_lm_loss"] > self._unigram_loss:
-            self._progress.write(
-                f"  still above {self._unigram_loss:.3f}, the loss of a model that knows only "
-                "how frequent each piece is."
-            )
-        return metrics
+        return judged
 
     def _until_stopped(self, batches: Batches) -> Iterator[dict[str, np.ndarray]]:
         self._hosts.change_pace()
@@ -454,12 +484,9 @@ class _Loop:
         self._hosts.change_pace()
 
     def _is_best(self, evaluated: dict[str, float] | None) -> bool:
-        if evaluated is None or not math.isfinite(evaluated["loss"]):
+        if evaluated is None or not math.isfinite(evaluated["score"]):
             return False
-        if self._best is not None and evaluated["loss"] >= self._best:
-            return False
-        self._best = evaluated["loss"]
-        return True
+        return _last_best(self._scores) == len(self._scores) - 1
 
     def _save_due(self) -> bool:
         minutes = self._config.checkpoint.every_minutes
@@ -471,6 +498,12 @@ class _Loop:
         with self._clock.during("checkpoint"):
             self._saved.save(state, number, evaluated, self._clock.seconds())
         self._last_save = time.monotonic()
+
+    def _save_good(self, state: step.TrainState, number: int) -> None:
+        """Saves what is not saved yet, if it is sound, and waits until it is."""
+        if int(state.bad_step) < 0 and number > (self._saved.newest or 0):
+            self._save(state, number, None)
+            self._saved.wait()
 
     @contextlib.contextmanager
     def _traced(self, number: int) -> Iterator[None]:
@@ -490,19 +523,10 @@ class _Loop:
             )
 
 
-def summary(metrics: dict[str, float], config: Config) -> str:
-    """An evaluation as a person reads it."""
-    text = (
-        f"masked words {metrics['masked_lm_loss']:.3f} nats (perplexity "
-        f"{metrics['perplexity']:.1f}), "
-        f"{metrics['masked_lm_accuracy']:.1%} right"
-    )
-    if config.model.sentence_objective != "none":
-        text += (
-            f"; sentences {metrics['sentence_order_loss']:.3f} nats, "
-            f"{metrics['sentence_order_accuracy']:.1%} right"
-        )
-    return text
+def _last_best(scores: Sequence[tuple[int, float]]) -> int:
+    """Which of the (step, score) has the highest finite score, the first such; -1: none."""
+    finite = [(score, -place) for place, (_, score) in enumerate(scores) if math.isfinite(score)]
+    return -max(finite)[1] if finite else -1
 
 
 class _Stopped(Exception):  # noqa: N818

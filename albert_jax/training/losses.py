@@ -54,6 +54,14 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> S
     )
 
 
+def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """-log of sigmoid(logit) where the label is 1, and of its complement where it is 0; float32,
+    elementwise; labels between are mixed.
+    """
+    logits = logits.astype(jnp.float32)
+    return jax.nn.softplus(logits) - logits * labels
+
+
 def divergence(
     student_logits: jax.Array, teacher_logits: jax.Array, weights: jax.Array, temperature: float
 ) -> jax.Array:

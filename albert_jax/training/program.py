@@ -4,9 +4,10 @@ What `train` runs, `evaluate` reads and a compiler without devices can be asked 
 program.
 """
 
+import collections
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,8 +17,11 @@ from flax.core import meta
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from albert_jax.config import Config
-from albert_jax.model import attention, layers, pretraining
-from albert_jax.training import distillation, losses, optimizer, sharding, step
+from albert_jax.errors import UserError
+from albert_jax.model import attention, finetuning, layers, pretraining
+from albert_jax.training import distillation, objectives, optimizer, sharding, step
+
+_BATCHES_AHEAD = 3  # of the host, in an evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,25 +29,28 @@ class Program:
     """Functions over sharded arrays.
 
     Attributes:
-        config, mesh, model: what it is made from.
+        config, mesh: what it is made from.
+        model: the whole model, for any length: of pretraining, or with the head of `config.task`.
+        metrics: names of a step's figures.
         attention: the implementation that the steps use.
         batch_sharding: how batches lie on the mesh.
         abstract_state: shapes, dtypes and shardings of the state.
         init: () -> state at step 0, born sharded.
         train_step: (state, batch, *frozen) -> state; the old state's memory is used again.
-        eval_step: (params, batch) -> (masked word sums, sentence sums, rows).
+        eval_step: (params, batch) -> what the objective's `outputs` says.
         teacher: whose parameters are what is `frozen`; None where nothing is.
     """
 
     config: Config
     mesh: Mesh
-    model: pretraining.PretrainingModel
+    model: Any
+    metrics: tuple[str, ...]
     attention: str
     batch_sharding: NamedSharding
     abstract_state: step.TrainState
     init: Callable[[], step.TrainState]
     train_step: Callable[..., step.TrainState]
-    eval_step: Callable[[Any, step.Batch], tuple[losses.Sums, losses.Sums, jax.Array]]
+    eval_step: Callable[[Any, objectives.Batch], Any]
     teacher: distillation.Teacher | None
 
     @property
@@ -51,8 +58,20 @@ class Program:
         """What the training step takes after state and batch, and no step changes."""
         return (self.teacher.abstract_params,) if self.teacher else ()
 
+    def evaluated(self, params: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Any]:
+        """What `eval_step` says of each batch, on the host; batches are this process's rows."""
+        rows = self.config.train.global_batch_size
+        waiting: collections.deque[Any] = collections.deque()
+        for batch in batches:
+            whole = sharding.to_global(batch, self.batch_sharding, rows)
+            waiting.append(self.eval_step(params, whole))
+            # The host stays near the device, so that it can break off and no batches pile up there.
+            if len(waiting) >= _BATCHES_AHEAD:
+                yield jax.device_get(waiting.popleft())
+        yield from map(jax.device_get, waiting)
+
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The training batch's shapes and shardings (see the batch contract in data.examples)."""
+        """A pretraining batch's shapes and shardings (see the batch contract in data.examples)."""
         data, rows = self.config.data, self.config.train.global_batch_size
         length, slots = (rows, data.max_seq_length), (rows, data.max_predictions_per_seq)
         shapes: dict[str, tuple[tuple[int, ...], type]] = {
@@ -78,31 +97,34 @@ def build(config: Config, mesh: Mesh) -> Program:
         config.model, config.data.max_seq_length, mesh.devices.flat[0].platform, tensor_shards
     )
     # Kernels are for the step's lengths alone; for all else, initial values among it, there is xla.
-    whole_model = pretraining.PretrainingModel(dataclasses.replace(config.model, attention="xla"))
-    model = pretraining.PretrainingModel(
-        dataclasses.replace(config.model, attention=implementation), tensor_shards
-    )
-    boxed = jax.eval_shape(lambda: step.init_params(whole_model, config.train.seed))
-    names = sharding.axis_names(boxed)
-    tx = optimizer.optimizer(config.optimizer, config.train.steps, names)
+    whole_model = _model(config, "xla")
     teacher = distillation.on_mesh(config, mesh)
+    objective = _objective(config, _model(config, implementation, tensor_shards), teacher)
+    whole_objective = _objective(config, whole_model, None)
+    boxed = jax.eval_shape(lambda: whole_objective.init_params(config.train.seed))
+    names = sharding.axis_names(boxed)
+    tx = optimizer.optimizer(config.optimizer, config.train.steps, names, config.model)
+    weights = None
+    if optimizer.has_layer_decay(config.optimizer):
+        weights = optimizer.gradient_weights(config.optimizer, config.train.steps, config.model)
     recipe = step.Recipe(
-        model=model,
+        objective=objective,
         optimizer=tx,
         seed=config.train.seed,
-        dropout=config.model.hidden_dropout_prob > 0
-        or config.model.attention_probs_dropout_prob > 0,
+        dropout=_has_dropout(config),
         microbatches=sharding.microbatches(config, mesh),
         log_every_steps=config.log.every_steps,
-        batch_axes=sharding.BATCH_AXES,
-        teacher=teacher.model if teacher else None,
-        distillation=config.distillation,
+        gradient_weights=weights,
     )
-    metrics = step.METRICS + (step.TEACHER_METRICS if teacher else ())
+    if config.task.head == "embedding" and recipe.microbatches > 1:
+        raise UserError(
+            f"train.microbatch_size={config.train.microbatch_size}: a query is told from the "
+            "passages of its whole batch, which cannot be handled in parts; set it to 0."
+        )
 
     def init() -> step.TrainState:
-        params = meta.unbox(step.init_params(whole_model, config.train.seed))
-        return step.init_state(params, tx, metrics)
+        params = meta.unbox(whole_objective.init_params(config.train.seed))
+        return step.init_state(params, recipe)
 
     shapes = jax.eval_shape(init)
     specs = jax.tree.map(
@@ -122,7 +144,7 @@ def build(config: Config, mesh: Mesh) -> Program:
         )
 
     def device_gradients(
-        params: Any, number: jax.Array, batch: step.Batch, *frozen: Any
+        params: Any, number: jax.Array, batch: objectives.Batch, *frozen: Any
     ) -> tuple[Any, dict[str, jax.Array]]:
         first_row = sharding.first_row(mesh, config.train.global_batch_size)
         teaching = teacher.gathered(*frozen) if teacher else None
@@ -131,8 +153,8 @@ def build(config: Config, mesh: Mesh) -> Program:
         )
         return jax.tree.map(sharding.reduced, grads, specs), metrics
 
-    def device_eval(params: Any, batch: step.Batch) -> Any:
-        return step.eval_sums(gathered(params), batch, model, sharding.BATCH_AXES)
+    def device_eval(params: Any, batch: objectives.Batch) -> Any:
+        return objective.outputs(gathered(params), batch)
 
     # Nothing inside may differ from device to device unawares: kernels cannot say what they return.
     on_devices = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
@@ -143,7 +165,9 @@ def build(config: Config, mesh: Mesh) -> Program:
     )
     eval_step = on_devices(device_eval, in_specs=(specs, batch_sharding.spec), out_specs=everywhere)
 
-    def train_step(state: step.TrainState, batch: step.Batch, *frozen: Any) -> step.TrainState:
+    def train_step(
+        state: step.TrainState, batch: objectives.Batch, *frozen: Any
+    ) -> step.TrainState:
         return step.train_step(state, batch, recipe, lambda *given: gradients(*given, *frozen))
 
     frozen_shardings = (
@@ -153,6 +177,7 @@ def build(config: Config, mesh: Mesh) -> Program:
         config=config,
         mesh=mesh,
         model=whole_model,
+        metrics=recipe.metrics,
         attention=implementation,
         batch_sharding=batch_sharding,
         abstract_state=jax.tree.map(
@@ -176,6 +201,29 @@ def build(config: Config, mesh: Mesh) -> Program:
     )
 
 
+def _model(config: Config, implementation: str, shards: int = 1) -> Any:
+    model, task = dataclasses.replace(config.model, attention=implementation), config.task
+    if not task.head:
+        return pretraining.PretrainingModel(model, shards)
+    return finetuning.FinetuningModel(model, task.head, max(len(task.label_names), 1), shards)
+
+
+def _objective(
+    config: Config, model: Any, teacher: distillation.Teacher | None
+) -> objectives.Objective:
+    if config.task.head:
+        return objectives.Finetuning(model, sharding.BATCH_AXES)
+    taught = teacher.model if teacher else None
+    return objectives.Pretraining(model, sharding.BATCH_AXES, taught, config.distillation)
+
+
+def _has_dropout(config: Config) -> bool:
+    rates = [config.model.hidden_dropout_prob, config.model.attention_probs_dropout_prob]
+    if config.task.head:
+        rates.append(config.model.classifier_dropout_prob)
+    return max(rates) > 0
+
+
 def parameter_counts(run: Program) -> dict[str, int]:
     """How many parameters each component has, in the order in which data meets them."""
     params = run.abstract_state.params
@@ -185,8 +233,9 @@ def parameter_counts(run: Program) -> dict[str, int]:
         "attention": params["encoder"]["attention"],
         "feed-forward": params["encoder"]["ffn"],
         "pooler": params.get("pooler", {}),
-        "masked-word head": params["masked_lm"],
+        "masked-word head": params.get("masked_lm", {}),
         "sentence head": params.get("sentence_order", {}),
+        f"{run.config.task.head.replace('_', ' ')} head": params.get("classifier", {}),
     }
     return {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in parts.items()}
 

@@ -16,6 +16,7 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 from albert_jax.training import telemetry
 
 Rows = Sequence[dict[str, Any]]
+Charts = dict[str, Callable[[Axes], None]]
 
 _TRAIN, _VALIDATION, _REFERENCE, _SECOND = "#3b6ea5", "#d1603d", "#7a7a7a", "#5a9367"
 
@@ -28,13 +29,9 @@ def draw(workdir: pathlib.Path, unigram_loss: float | None) -> pathlib.Path:
         unigram_loss: nats a token of a model that knows only how frequent each piece is; a line in
             the loss plot.
     """
-    rows = list(telemetry.read_metrics(workdir / "metrics.jsonl"))
-    train = [row for row in rows if row.get("split", "train") == "train"]
-    validation = [row for row in rows if row.get("split") == "validation"]
-    folder = workdir / "report"
-    folder.mkdir(exist_ok=True)
+    train, validation = _rows(workdir)
     sentences = json.loads((workdir / "config.json").read_text())["model"]["sentence_objective"]
-    charts: dict[str, Callable[[Axes], None]] = {
+    charts: Charts = {
         "masked_lm_loss": lambda axes: _masked_lm_loss(axes, train, validation, unigram_loss),
         "accuracy": lambda axes: _accuracy(axes, train, validation, sentences != "none"),
         "learning_rate": lambda axes: _learning_rate(axes, train),
@@ -43,6 +40,40 @@ def draw(workdir: pathlib.Path, unigram_loss: float | None) -> pathlib.Path:
     if sentences != "none":
         charts["sentence_loss"] = lambda axes: _sentence_loss(axes, train, validation)
     charts["gradient_norm"] = lambda axes: _gradient_norm(axes, train)
+    return _draw_all(workdir, charts)
+
+
+def draw_task(workdir: pathlib.Path, figure: str) -> pathlib.Path:
+    """Draws `report/*.png` of a fine-tuning and returns the overview's path.
+
+    Args:
+        workdir: holds metrics.jsonl.
+        figure: the one that the task is judged by.
+    """
+    train, validation = _rows(workdir)
+    charts: Charts = {
+        "loss": lambda axes: _task_loss(axes, train),
+        figure: lambda axes: _task_figure(axes, validation, figure),
+        "learning_rate": lambda axes: _learning_rate(axes, train),
+        "throughput": lambda axes: _throughput(axes, train),
+        "gradient_norm": lambda axes: _gradient_norm(axes, train),
+    }
+    return _draw_all(workdir, charts)
+
+
+def _rows(workdir: pathlib.Path) -> tuple[Rows, Rows]:
+    """Lines of training and of validation."""
+    rows = list(telemetry.read_metrics(workdir / "metrics.jsonl"))
+    return (
+        [row for row in rows if row.get("split", "train") == "train"],
+        [row for row in rows if row.get("split") == "validation"],
+    )
+
+
+def _draw_all(workdir: pathlib.Path, charts: Charts) -> pathlib.Path:
+    """Each chart as a picture, and all of them as `overview.png`, whose path is returned."""
+    folder = workdir / "report"
+    folder.mkdir(exist_ok=True)
     for name, chart in charts.items():
         figure = Figure(figsize=(7, 4), layout="constrained")
         chart(_axes(figure, 111))
@@ -143,6 +174,19 @@ def _accuracy(axes: Axes, train: Rows, validation: Rows, sentences: bool) -> Non
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_title("Accuracy")
     _legend(axes)
+
+
+def _task_loss(axes: Axes, train: Rows) -> None:
+    _line(axes, train, "loss", _TRAIN, "train")
+    axes.set_title("Training loss")
+
+
+def _task_figure(axes: Axes, validation: Rows, figure: str) -> None:
+    _line(axes, validation, figure, _VALIDATION, "validation", width=1.8, marker="o")
+    best = max((row[figure] for row in validation), default=None)
+    if best is not None:
+        _reference(axes, best, f"best {best:.4g}")
+    axes.set_title(f"Validation: {figure.replace('_', ' ')}")
 
 
 def _learning_rate(axes: Axes, train: Rows) -> None:

@@ -1,14 +1,13 @@
-"""One training step and one evaluation step: pure functions of state and batch; no files, no
-logging, no mesh.
+"""One training step: a pure function of state and batch; no files, no logging, no mesh.
 
-`gradients` and `eval_sums` are one device's part: they see its rows of the batch and sum what must
-be summed over `batch_axes`, the mesh axes that share out the batch (none on a single device).
+`gradients` is one device's part: it sees its rows of the batch and sums what must be summed over
+the objective's `batch_axes`, the mesh axes that share out the batch (none on a single device).
 
-Letters: B batch (one device's rows of it), P masked slots.
+Letters: B batch (one device's rows of it).
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -16,21 +15,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from albert_jax.config import DistillationConfig, ModelConfig
-from albert_jax.model import pretraining
-from albert_jax.training import losses
+from albert_jax.config import ModelConfig
+from albert_jax.model import encoder
+from albert_jax.training.objectives import Batch, Objective
 
-Batch = Mapping[str, jax.Array]
-METRICS = (
-    "loss",
-    "masked_lm_loss",
-    "masked_lm_accuracy",
-    "sentence_order_loss",
-    "sentence_order_accuracy",
-    "grad_norm",
-)
-# Beside these where there is a teacher: how far from it, without the weights of the loss.
-TEACHER_METRICS = ("teacher_divergence", "teacher_cosine_distance")
+_IN_FLOAT32 = frozenset({"sentence_order", "classifier"})  # few scores, which would tie
 
 
 @flax.struct.dataclass
@@ -40,8 +29,7 @@ class TrainState:
     Attributes:
         step: int32, how many steps are done.
         params, opt_state: float32.
-        window: sums of METRICS (and TEACHER_METRICS) over the steps since the last logged one,
-            float32.
+        window: sums of the metrics over the steps since the last logged one, float32.
         window_steps: how many those are, int32.
         bad_step: int32, the first step whose loss or gradient was not finite; -1 while all were.
     """
@@ -59,42 +47,36 @@ class Recipe:
     """What the step is compiled for.
 
     Attributes:
-        model: the model.
+        objective: what is learnt.
         optimizer: gradients to updates.
         seed: of the dropout.
         dropout: whether there is any.
         microbatches: how many parts a device's rows are handled in, one after the other.
         log_every_steps: after so many steps the window starts anew.
-        batch_axes: the mesh axes over which the batch is shared out.
-        teacher: whose answers the model learns too, if any; `distillation` says how much.
+        gradient_weights: of a step, what the gradient through each depth counts; None: all alike.
     """
 
-    model: pretraining.PretrainingModel
+    objective: Objective
     optimizer: optax.GradientTransformation
     seed: int
     dropout: bool
     microbatches: int
     log_every_steps: int
-    batch_axes: tuple[str, ...] = ()
-    teacher: pretraining.PretrainingModel | None = None
-    distillation: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
+    gradient_weights: Callable[[jax.Array], encoder.GradientWeights] | None = None
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of all figures of a step."""
+        return ("loss", *self.objective.metrics, "grad_norm")
 
 
-def init_params(model: pretraining.PretrainingModel, seed: int) -> Any:
-    """Fresh parameters, boxed with their logical axis names."""
-    ids = jnp.zeros((1, 8), jnp.int32)
-    return model.init(jax.random.key(seed), ids, ids, ids, ids[:, :1])["params"]
-
-
-def init_state(
-    params: Any, optimizer: optax.GradientTransformation, metrics: Sequence[str] = METRICS
-) -> TrainState:
-    """The state before the first step, with room for sums of `metrics`."""
+def init_state(params: Any, recipe: Recipe) -> TrainState:
+    """The state before the first step."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optimizer.init(params),
-        window={name: jnp.zeros((), jnp.float32) for name in metrics},
+        opt_state=recipe.optimizer.init(params),
+        window={name: jnp.zeros((), jnp.float32) for name in recipe.metrics},
         window_steps=jnp.zeros((), jnp.int32),
         bad_step=jnp.full((), -1, jnp.int32),
     )
@@ -140,13 +122,9 @@ def gradients(
     batch: Batch,
     first_row: jax.Array | int,
     recipe: Recipe,
-    teacher_params: Any = None,
+    frozen: Any = None,
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """This device's part of the gradients of the whole batch's loss, and METRICS but the norm.
-
-    With a teacher the masked-word loss is weighted, and beside it stand the divergence from the
-    teacher's answers at the masked positions and the cosine distance of the last hidden states
-    (Sanh et al. 2019, arXiv:1910.01108, section 3, where both are means over a batch too).
+    """This device's part of the gradients of the whole batch's loss, and the metrics but the norm.
 
     The parts of all devices add up to the gradients, whatever the number of devices and
     microbatches. The metrics are summed already.
@@ -157,36 +135,17 @@ def gradients(
         batch: this device's rows.
         first_row: the number of its first row in the whole batch.
         recipe: see there.
-        teacher_params: whole, where the recipe has a teacher; there is no gradient of them.
+        frozen: whole, what the objective wants besides; there is no gradient of it.
     """
+    objective = recipe.objective
     # The denominators are those of the whole batch, so that parts can simply be added.
-    masked_count, row_count = jax.lax.psum(
-        (jnp.sum(batch["masked_lm_weights"]), jnp.sum(row_weights(batch))), recipe.batch_axes
-    )
-    masked_count += losses.MASKED_LM_COUNT_EPSILON
-    token_count = jnp.zeros((), jnp.float32)
-    if recipe.teacher:
-        token_count = jax.lax.psum(jnp.sum(token_weights(batch)), recipe.batch_axes)
-    weights = recipe.distillation
+    counts = jax.lax.psum(objective.counts(batch), objective.batch_axes)
     keys = jax.random.fold_in(jax.random.key(recipe.seed), step)
+    gradient_weights = recipe.gradient_weights(step) if recipe.gradient_weights else None
 
     def loss(params: Any, batch: Batch, rows: jax.Array) -> tuple[jax.Array, Any]:
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(keys, rows) if recipe.dropout else None
-        output = forward(recipe.model, params, batch, keys_B)
-        masked_lm, sentence = prediction_sums(output, batch)
-        if recipe.teacher is None:
-            total = masked_lm.loss / masked_count + sentence.loss / row_count
-            return total, (masked_lm, sentence, None)
-        with jax.named_scope("teacher"):
-            taught = forward(recipe.teacher, teacher_params, batch, None)
-        apart = teacher_sums(output, taught, batch, weights)
-        softened = weights.kl_weight * weights.temperature**2 * apart[0]
-        total = (
-            (softened + weights.masked_lm_weight * masked_lm.loss) / masked_count
-            + weights.cosine_weight * apart[1] / token_count
-            + sentence.loss / row_count
-        )
-        return total, (masked_lm, sentence, apart)
+        return objective.loss(params, batch, counts, keys_B, gradient_weights, frozen)
 
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
     rows = first_row + jnp.arange(batch["input_ids"].shape[0], dtype=jnp.int32)
@@ -206,99 +165,8 @@ def gradients(
             return jax.tree.map(jnp.add, sums, value_and_grad(params, *part)), None
 
         ((total, sums), grads), _ = jax.lax.scan(add, zero, parts)
-    total, (masked_lm, sentence, apart) = jax.lax.psum((total, sums), recipe.batch_axes)
-    metrics = {
-        "loss": total,
-        "masked_lm_loss": masked_lm.loss / masked_count,
-        "masked_lm_accuracy": masked_lm.correct / masked_count,
-        "sentence_order_loss": sentence.loss / row_count,
-        "sentence_order_accuracy": sentence.correct / row_count,
-    }
-    if recipe.teacher:
-        values = (apart[0] / masked_count, apart[1] / token_count)
-        metrics |= dict(zip(TEACHER_METRICS, values, strict=True))
-    return grads, metrics
-
-
-def eval_sums(
-    params: Any,
-    batch: Batch,
-    model: pretraining.PretrainingModel,
-    batch_axes: tuple[str, ...] = (),
-) -> tuple[losses.Sums, losses.Sums, jax.Array]:
-    """Sums of masked words and of sentences, and how many rows, of one batch, without dropout.
-
-    Rows of padding count nothing.
-    """
-    output = forward(model, params, batch, None)
-    sums = (*prediction_sums(output, batch), jnp.sum(row_weights(batch)))
-    return jax.lax.psum(sums, batch_axes)
-
-
-def forward(
-    model: pretraining.PretrainingModel, params: Any, batch: Batch, keys_B: jax.Array | None
-) -> pretraining.PretrainingOutput:
-    """Runs the model, with dropout where there are keys."""
-    output: Any = model.apply(
-        {"params": params},
-        batch["input_ids"],
-        batch["token_type_ids"],
-        batch["attention_mask"],
-        batch["masked_lm_positions"],
-        keys_B,
-    )
-    return output
-
-
-def prediction_sums(
-    output: pretraining.PretrainingOutput, batch: Batch
-) -> tuple[losses.Sums, losses.Sums]:
-    """Sums of both losses; without a sentence objective the second is all zeros."""
-    masked_lm = losses.cross_entropy(
-        output.masked_lm_logits_BPV, batch["masked_lm_ids"], batch["masked_lm_weights"]
-    )
-    if output.sentence_order_logits_B2 is None:
-        zero = jnp.zeros((), jnp.float32)
-        return masked_lm, losses.Sums(zero, zero, zero)
-    sentence = losses.cross_entropy(
-        output.sentence_order_logits_B2, batch["sentence_order_labels"], row_weights(batch)
-    )
-    return masked_lm, sentence
-
-
-def teacher_sums(
-    student: pretraining.PretrainingOutput,
-    teacher: pretraining.PretrainingOutput,
-    batch: Batch,
-    options: DistillationConfig,
-) -> tuple[jax.Array, jax.Array]:
-    """Sums of the divergence over the masked slots, and of the cosine distance over the tokens.
-
-    The second is 0 where its weight is: the hidden sizes may then differ.
-    """
-    divergence = losses.divergence(
-        student.masked_lm_logits_BPV,
-        teacher.masked_lm_logits_BPV,
-        batch["masked_lm_weights"],
-        options.temperature,
-    )
-    if not options.cosine_weight:
-        return divergence, jnp.zeros((), jnp.float32)
-    return divergence, losses.cosine_distance(
-        student.encoder.sequence_BLD, teacher.encoder.sequence_BLD, token_weights(batch)
-    )
-
-
-def token_weights(batch: Batch) -> jax.Array:
-    """1 for a real token, 0 for padding. float32 [B, L]."""
-    return batch["attention_mask"].astype(jnp.float32)
-
-
-def row_weights(batch: Batch) -> jax.Array:
-    """1 for a real row, 0 for one that only fills up the last batch: its [CLS] is masked out too.
-    float32 [B].
-    """
-    return batch["attention_mask"][:, 0].astype(jnp.float32)
+    total, sums = jax.lax.psum((total, sums), objective.batch_axes)
+    return grads, {"loss": total, **objective.means(sums, counts)}
 
 
 def compute_dtype(path: Any, model: ModelConfig) -> jnp.dtype:
@@ -306,5 +174,5 @@ def compute_dtype(path: Any, model: ModelConfig) -> jnp.dtype:
     float32.
     """
     names = [getattr(entry, "key", None) for entry in path]
-    rounded = names[-1] == "kernel" and "sentence_order" not in names
+    rounded = names[-1] == "kernel" and _IN_FLOAT32.isdisjoint(names)
     return jnp.dtype(model.dtype if rounded else jnp.float32)

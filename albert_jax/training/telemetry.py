@@ -88,16 +88,22 @@ def model_flops_per_sequence(
     a teacher, forward alone. A product of [m,k] and [k,n] is 2 m k n operations; look-ups are none.
     """
     taught = model_flops_per_sequence(teacher, data) / 3.0 if teacher else 0.0
-    length, slots = data.max_seq_length, data.max_predictions_per_seq
+    hidden, slots = model.hidden_size, data.max_predictions_per_seq
+    masked_lm = 2 * slots * model.embedding_size * (hidden + model.vocab_size)
+    pooler = 2 * hidden * hidden if model.pooler else 0
+    encoder = encoder_flops_per_sequence(model, data.max_seq_length)
+    return encoder + 3.0 * (masked_lm + pooler) + taught
+
+
+def encoder_flops_per_sequence(model: ModelConfig, length: int) -> float:
+    """The part of that which does not depend on what stands on the encoder."""
     hidden, ffn = model.hidden_size, model.intermediate_size
     projections = 4 * hidden * hidden + 2 * hidden * ffn
     blocks = model.num_hidden_layers * model.inner_group_num
     encoder = blocks * length * (2 * projections + 2 * 2 * length * hidden)
     if model.embedding_size != hidden or model.project_embeddings:
         encoder += 2 * length * model.embedding_size * hidden
-    masked_lm = 2 * slots * model.embedding_size * (hidden + model.vocab_size)
-    pooler = 2 * hidden * hidden if model.pooler else 0
-    return 3.0 * (encoder + masked_lm + pooler) + taught
+    return 3.0 * encoder
 
 
 def peak_flops(device: Any) -> float | None:

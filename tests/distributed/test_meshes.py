@@ -9,7 +9,7 @@ import pytest
 from albert_jax import config
 from albert_jax.errors import UserError
 from albert_jax.model import pretraining
-from albert_jax.training import program, sharding, step
+from albert_jax.training import objectives, program, sharding
 
 ROWS, LENGTH, SLOTS, VOCAB = 16, 12, 4, 64
 
@@ -93,9 +93,9 @@ def test_masters_and_slots_are_split_over_all_that_share_the_batch_and_over_tens
 
 def test_every_parameter_has_a_rule():
     boxed = jax.eval_shape(
-        lambda: step.init_params(
-            pretraining.PretrainingModel(small_config(config.MeshConfig()).model), 0
-        )
+        lambda: objectives.Pretraining(
+            pretraining.PretrainingModel(small_config(config.MeshConfig()).model)
+        ).init_params(0)
     )
     names = sharding.axis_names(boxed)
     assert all(name in sharding.RULES for name in jax.tree.leaves(names))

@@ -13,7 +13,7 @@ import transformers
 
 from albert_jax import config
 from albert_jax.model import encoder, layers, pretraining
-from albert_jax.training import step
+from albert_jax.training import objectives
 
 SMALL = config.ModelConfig(
     vocab_size=11,
@@ -130,7 +130,7 @@ def test_published_sizes_have_the_published_number_of_parameters(shape, encoder_
         intermediate_size=4 * hidden,
     )
     model = pretraining.PretrainingModel(cfg)
-    params = jax.eval_shape(lambda: step.init_params(model, 0))
+    params = jax.eval_shape(lambda: objectives.Pretraining(model).init_params(0))
     count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
     assert count(params) == whole_count
     assert count({k: params[k] for k in ("embeddings", "encoder", "pooler")}) == encoder_count

@@ -18,7 +18,7 @@ import torch
 from albert_jax import config
 from albert_jax.errors import UserError
 from albert_jax.model import pretraining
-from albert_jax.training import checkpoint, distillation, program, sharding, step
+from albert_jax.training import checkpoint, distillation, objectives, program, sharding, step
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 ROWS, LENGTH, SLOTS, VOCAB = 16, 12, 4, 64
@@ -103,7 +103,7 @@ def test_loss_and_gradient_are_those_of_the_formula_in_pytorch():
     ours, theirs = (
         jax.tree.map(
             lambda box: box.value,
-            step.init_params(model, 3),
+            objectives.Pretraining(model).init_params(3),
             is_leaf=lambda leaf: hasattr(leaf, "names"),
         )
         for model in models
@@ -112,17 +112,19 @@ def test_loss_and_gradient_are_those_of_the_formula_in_pytorch():
     options = config.DistillationConfig(
         temperature=3.0, kl_weight=4.0, masked_lm_weight=0.7, cosine_weight=1.3
     )
-    recipe = step.Recipe(models[0], None, 0, False, 2, 1, (), models[1], options)
+    recipe = step.Recipe(
+        objectives.Pretraining(models[0], (), models[1], options), None, 0, False, 2, 1
+    )
     grads, metrics = jax.jit(
         lambda ours, theirs: step.gradients(ours, jnp.int32(0), batch, 0, recipe, theirs)
     )(ours, theirs)
 
     def outputs(params):
-        output = step.forward(models[0], params, batch, None)
+        output = objectives.forward(models[0], params, batch, None)
         return output.masked_lm_logits_BPV, output.encoder.sequence_BLD
 
     logits_BPV, hidden_BLD = jax.jit(outputs)(ours)
-    answer = jax.jit(lambda params: step.forward(models[1], params, batch, None))(theirs)
+    answer = jax.jit(lambda params: objectives.forward(models[1], params, batch, None))(theirs)
     to_torch = lambda array: torch.from_numpy(np.array(array))  # noqa: E731
     logits, hidden = to_torch(logits_BPV).requires_grad_(), to_torch(hidden_BLD).requires_grad_()
     slots = to_torch(batch["masked_lm_weights"]) > 0
@@ -268,7 +270,7 @@ UNTIMED = (
     "masked_lm_loss",
     "masked_lm_accuracy",
     "grad_norm",
-    *step.TEACHER_METRICS,
+    *objectives.TEACHER_METRICS,
 )
 TINY = (
     f"--config={ROOT / 'configs' / 'tiny.py'}",

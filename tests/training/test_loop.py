@@ -18,7 +18,7 @@ import small_store
 from albert_jax import config
 from albert_jax.data import pipeline
 from albert_jax.data import store as store_lib
-from albert_jax.training import goodput, hosts, loop, program, sharding, step
+from albert_jax.training import goodput, hosts, loop, objectives, pretraining, program, sharding
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 STEPS = 40
@@ -68,7 +68,16 @@ def numbers(workdir: pathlib.Path) -> list[dict]:
 def test_a_run_leaves_what_the_contract_says(undisturbed):
     train = [row for row in rows(undisturbed) if "split" not in row]
     assert [row["step"] for row in train] == list(range(1, STEPS + 1))
-    assert set(train[0]) >= {"step", "learning_rate", "goodput", *step.METRICS, *TIMES, *TOTALS}
+    assert set(train[0]) >= {
+        "step",
+        "learning_rate",
+        "goodput",
+        "loss",
+        "grad_norm",
+        *objectives.MASKED_LM_METRICS,
+        *TIMES,
+        *TOTALS,
+    }
     validation = [row for row in rows(undisturbed) if row.get("split") == "validation"]
     assert [row["step"] for row in validation] == [20, 40]
     assert validation[-1]["masked_lm_loss"] < train[0]["masked_lm_loss"]
@@ -167,9 +176,9 @@ def poisoned(store) -> tuple[program.Program, store_lib.Store, int]:
     overrides = [text.removeprefix("--config.") for text in CONFIG[1:]]
     cfg = config.load(str(ROOT / "configs" / "tiny.py"), [*overrides, "train.steps=25"])
     data = store_lib.open_store(store)
-    cfg = loop.resolve(cfg, data)
+    cfg = pretraining.resolve(cfg, data)
     run = program.build(cfg, sharding.make_mesh(cfg, jax.devices()[:1]))
-    builder = loop.example_builder(cfg, data, "train")
+    builder = pretraining.example_builder(cfg, data, "train")
     bad_BL = builder.batch(16 * 32, 17 * 32)["input_ids"]
 
     def train_step(state, batch):
@@ -186,9 +195,9 @@ def test_a_batch_that_is_not_finite_is_left_out_for_ever(poisoned, tmp_path, cap
     told, found = tmp_path / "told", tmp_path / "found"
     told.mkdir()
     (told / "skipped_batches.json").write_text(f"[{bad}]")
-    assert loop.train(run, data, told, hosts.Hosts())
+    assert loop.train(run, pretraining.Course(run, data), told, hosts.Hosts())
     assert "is not finite" not in capfd.readouterr().err
-    assert loop.train(run, data, found, hosts.Hosts())
+    assert loop.train(run, pretraining.Course(run, data), found, hosts.Hosts())
     printed = capfd.readouterr().err
     assert f"step {bad + 1} is not finite: goes back to step 14, without batch {bad}" in printed
     assert "1 batches left out" in printed
@@ -200,7 +209,7 @@ def test_a_batch_that_is_not_finite_is_left_out_for_ever(poisoned, tmp_path, cap
     # As if killed after it: from an older checkpoint on, the run is the same.
     for newer in (21, 25):
         shutil.rmtree(found / "checkpoints" / str(newer), ignore_errors=True)
-    assert loop.train(run, data, found, hosts.Hosts())
+    assert loop.train(run, pretraining.Course(run, data), found, hosts.Hosts())
     assert "is not finite" not in capfd.readouterr().err
     assert numbers(found) == numbers(told)
 
