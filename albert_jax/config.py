@@ -564,6 +564,8 @@ def recipe_warnings(config: Config) -> list[str]:
                 f"optimizer.warmup_steps={given} is far from LAMB's rule for {steps} steps of "
                 f"{batch} sequences; {warmup} fits."
             )
+    if config.task.name:
+        return warnings  # nothing is masked
     share = config.data.masked_lm_prob
     room = config.data.max_predictions_per_seq / config.data.max_seq_length
     fits = round(0.15 * config.data.max_seq_length)

@@ -14,9 +14,12 @@ CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 TINY = str(CONFIGS / "tiny.py")
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.name)
+FILES = [path for path in sorted(CONFIGS.glob("*.py")) if "def get_config" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_config_file_loads_and_warns_of_nothing(path):
-    cfg = config.load(str(path))
+    cfg = config.load(f"{path}:mrpc" if path.name == "glue.py" else str(path))
     assert config.recipe_warnings(cfg) == []
 
 

@@ -108,15 +108,21 @@ def _same_pieces(theirs: Tokenizer, ours: Tokenizer) -> bool:
     )
 
 
-def _placed(tree: Any, values: Any) -> Any:
-    """`values` on the devices of `tree`, a part of it at a time; what they lack stays."""
+def placed(part: Any, values: Any) -> Any:
+    """`values`, NumPy arrays, float32 on the devices of `part`, whose leaves have a shape and a
+    sharding; each device gets its part of them.
+    """
 
-    def place(leaf: jax.Array, value: np.ndarray) -> jax.Array:
+    def place(leaf: Any, value: np.ndarray) -> jax.Array:
         return jax.make_array_from_callback(
             leaf.shape, leaf.sharding, lambda index: np.asarray(value[index], np.float32)
         )
 
+    return jax.tree.map(place, part, values)
+
+
+def _placed(tree: Any, values: Any) -> Any:
+    """`values` where there are any for a part of `tree`; the other parts stay."""
     return {
-        name: jax.tree.map(place, part, values[name]) if name in values else part
-        for name, part in tree.items()
+        name: placed(part, values[name]) if name in values else part for name, part in tree.items()
     }

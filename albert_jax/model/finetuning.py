@@ -103,7 +103,7 @@ class FinetuningModel(nn.Module):
     ) -> FinetuningOutput:
         """Scores of a batch; dropout where keys are given.
 
-        For multiple choice and embedding the inputs are [B, C, L].
+        For multiple choice and embedding the inputs are [B, C, L]; [B, L] is one choice.
 
         Args:
             input_ids_BL, token_type_ids_BL, attention_mask_BL: as in pretraining.
@@ -118,7 +118,7 @@ class FinetuningModel(nn.Module):
         cfg, choices = self.config, None
         dtype = jnp.dtype(cfg.dtype)
         if self.head in _CHOICES:
-            choices = input_ids_BL.shape[1]
+            choices = input_ids_BL.shape[1] if input_ids_BL.ndim == 3 else 1
             input_ids_BL, token_type_ids_BL, attention_mask_BL = (
                 x.reshape(-1, x.shape[-1])
                 for x in (input_ids_BL, token_type_ids_BL, attention_mask_BL)

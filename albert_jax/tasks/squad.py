@@ -304,6 +304,14 @@ def answer_pieces(spans: Sequence[tuple[int, int]], start: int, end: int) -> tup
     return (inside[0], inside[-1]) if inside else None
 
 
+def answerable(window: Window) -> np.ndarray:
+    """1 where an answer may begin or end: in the context, and at [CLS], which is none. int8 [L]."""
+    allowed = np.zeros(len(window.ids), np.int8)
+    allowed[window.first : window.first + window.count] = 1
+    allowed[0] = 1
+    return allowed
+
+
 def best_answers(
     shown: Sequence[Window],
     outputs: task_lib.Outputs,
@@ -676,7 +684,7 @@ def _training_features(
     """A row a window. One without the whole answer has none."""
     # Arrays: a list would take eight times the room, and a training file has 130,000 questions.
     sequences: list[tuple[Sequence[int], Sequence[int]]] = []
-    answerable: list[Sequence[int]] = []
+    allowed: list[Sequence[int]] = []
     positions: list[tuple[int, int]] = []
     for path, questions in files:
         for question, asked in zip(questions, reader.asked(questions), strict=True):
@@ -685,10 +693,7 @@ def _training_features(
                 continue
             for window in reader.windows(question, asked):
                 sequences.append((array.array("i", window.ids), array.array("b", window.types)))
-                allowed = np.zeros(len(window.ids), np.int8)
-                allowed[window.first : window.first + window.count] = 1
-                allowed[0] = 1
-                answerable.append(array.array("b", allowed.tobytes()))
+                allowed.append(array.array("b", answerable(window).tobytes()))
                 first, last = located
                 whole = window.begin <= first <= last < window.begin + window.count
                 shift = window.first - window.begin
@@ -707,7 +712,7 @@ def _training_features(
             # A context's piece never stands first.
             "is_impossible": (starts == 0).astype(np.float32),
         },
-        token_targets={"answerable": answerable},
+        token_targets={"answerable": allowed},
     )
 
 

@@ -232,7 +232,7 @@ def test_a_run_that_stands_still_says_where_and_leaves(store, tmp_path):
 def test_stopped_while_it_compiles_or_evaluates_nothing_is_lost(undisturbed, store, tmp_path):
     workdir = tmp_path / "stopped"
     # The first signal comes while the compiler runs, the second with the evaluation of step 20.
-    for line, printed in ((0, "nothing new to save"), (20, "saved step 2")):
+    for line, printed in ((0, "stopped while compiling"), (20, "saved step 2")):
         process = subprocess.Popen(
             small_store.command("train", *arguments(store, workdir)),
             stdout=subprocess.PIPE,
