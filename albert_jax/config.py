@@ -263,6 +263,7 @@ class TaskConfig:
     answer_head: str = "plain"  # plain: two scores a piece; conditional: the end given the start,
     # and whether there is an answer (XLNet's, for SQuAD 2.0)
     null_score_threshold: float = 0.0  # how much better no answer must be than the best one
+    can_be_impossible: bool = False  # filled in at the start: some questions have no answer
     head: str = ""  # filled in at the start: which of model.finetuning.HEADS
 
     def __post_init__(self) -> None:

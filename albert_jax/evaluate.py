@@ -2,18 +2,23 @@
 
   python -m albert_jax.evaluate --workdir=runs/tiny
   python -m albert_jax.evaluate --workdir=runs/tiny --step=4000 --json=figures.json
+  python -m albert_jax.evaluate --workdir=runs/mnli --data=glue_data
 
 Every masked word and every pair counts once and equally, the last part of a batch included. The
 masks are the same for every run of one sequence length (15 %), so figures of different runs
-compare.
+compare. Of a fine-tuning: the figures of its task, and its predictions anew.
 """
 
+import argparse
+import dataclasses
 import json
 import pathlib
+import sys
 from collections.abc import Sequence
 
 from albert_jax import cli, config
 from albert_jax.data import store
+from albert_jax.errors import UserError
 from albert_jax.progress import Progress
 
 
@@ -31,6 +36,10 @@ def main(argv: Sequence[str]) -> int:
     )
     args = parser.parse_args(argv)
     cfg = config.read_workdir(args.workdir)
+    if cfg.task.name:
+        return _evaluate_task(cfg, args)
+    if not (args.data or cfg.data.path):
+        raise UserError(f"{args.workdir} has no data of its own; name a token store with --data.")
     data = store.open_store(args.data or cfg.data.path)
 
     from albert_jax.data import pipeline
@@ -59,6 +68,31 @@ def main(argv: Sequence[str]) -> int:
         "for comparison: a model that knows only how frequent each piece is has "
         f"{data.unigram_loss:.3f} nats"
     )
+    return 0
+
+
+def _evaluate_task(cfg: config.Config, args: argparse.Namespace) -> int:
+    """Figures of a fine-tuning's splits, and its predictions."""
+    from albert_jax.tasks import course
+    from albert_jax.training import inference, workdir
+
+    if args.data:
+        cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, path=args.data))
+    tokenizer = workdir.load_tokenizer(args.workdir)
+    unchanged = dataclasses.replace(cfg, augmentation=config.AugmentationConfig())
+    task = course.read(unchanged, tokenizer)
+    for note in task.notes:
+        print(f"note: {note}", file=sys.stderr)
+    run, params, number = inference.load(args.workdir, args.step, args.batch_size)
+    found = course.judge(run, params, task, tokenizer, args.workdir / "predictions")
+    record = {"step": number, "judged_by": task.best_by, "splits": found}
+    if args.json == "-":
+        print(json.dumps(record))
+        return 0
+    if args.json:
+        pathlib.Path(args.json).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    for name, figures in found.items():
+        print(f"step {number}, {name}: {course.described(figures)}")
     return 0
 
 

@@ -76,13 +76,14 @@ def _finetune(
     counts = ", ".join(f"{split.name} {len(split.features):,}" for split in task.splits)
     say(f"{cfg.task.name}: rows to learn from {len(task.train):,}; {counts}")
     found = {}
+    fixed = {override.partition("=")[0] for override in overrides}
     several = list(finetuning.variants(cfg, args.seeds))
     for name, variant in several:
         if name:
             say(f"== {name}")
         workdir = args.workdir / name
         figures = finetuning.run(
-            variant, start, workdir, processes, say, task, args.profile, started
+            variant, start, workdir, processes, say, task, fixed, args.profile, started
         )
         if figures is None:
             return 1

@@ -33,6 +33,7 @@ def finetuned(
     c = config.default_config()
     c.task.name = task
     c.data.max_seq_length = length
+    c.data.max_predictions_per_seq = 1  # nothing is masked
     c.model.hidden_dropout_prob = dropout
     c.model.attention_probs_dropout_prob = dropout
     c.model.classifier_dropout_prob = 0.1

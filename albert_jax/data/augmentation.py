@@ -33,7 +33,8 @@ _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 # Stretches without a word to be changed: what stands in brackets, and what has a digit in it.
 _LEFT_ALONE = re.compile(r"\[[^\]]*\]|\S*\d\S*")
 _PLAIN = re.compile(r"[a-z]{3,}")
-_SENTENCE_END = re.compile(r"(?:^|[.!?:\u2026])[\s\"'\u2018\u2019\u201c\u201d(]*$")
+_OPENING = " \t\r\n\"'\u2018\u2019\u201c\u201d("  # may stand before a sentence's first word
+_SENTENCE_ENDS = tuple(".!?:\u2026")
 _DOMINANT = 2  # times as many senses as in all other parts of speech
 _VOWELS = frozenset("aeiou")
 _GRAMMAR = frozenset(
@@ -70,7 +71,7 @@ class Lexicon:
         """
         word = text[begin:end]
         found = self.synonyms.get(word, ())
-        if not found and _capitalised(word) and _SENTENCE_END.search(text, 0, begin):
+        if not found and _capitalised(word) and _begins_sentence(text, begin):
             found = tuple(one[0].upper() + one[1:] for one in self.synonyms.get(word.lower(), ()))
         article = re.search(r"\b[Aa]n?\s+$", text[max(0, begin - 4) : begin])
         if article:
@@ -187,6 +188,11 @@ def read_paraphrases(path: pathlib.Path) -> dict[str, tuple[str, ...]]:
 def plain(text: str) -> str:
     """The text as paraphrases are looked up: all white space one space."""
     return " ".join(text.split())
+
+
+def _begins_sentence(text: str, place: int) -> bool:
+    before = text[:place].rstrip(_OPENING)
+    return not before or before.endswith(_SENTENCE_ENDS)
 
 
 def _capitalised(word: str) -> bool:

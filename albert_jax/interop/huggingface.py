@@ -49,6 +49,7 @@ def load(folder: pathlib.Path) -> Model:
         head = Head(
             "pretraining" if kind == "masked_lm" else kind,
             tuple(labels[key] for key in sorted(labels, key=int)) if labelled else (),
+            fields.get("problem_type") == "multi_label_classification",
         )
         spare = _pooler_arrays(names) if head.kind in _WITHOUT_POOLER else []
         if spare:

@@ -274,6 +274,8 @@ def to_config(config: ModelConfig, head: Head) -> dict[str, Any]:
         fields["label2id"] = {label: index for index, label in enumerate(head.labels)}
         if len(head.labels) == 1 and head.kind == "sequence_classification":
             fields["problem_type"] = "regression"
+        if head.multi_label:
+            fields["problem_type"] = "multi_label_classification"
     fields["tie_word_embeddings"] = True
     fields["dtype"] = "float32"
     return fields

@@ -158,7 +158,8 @@ def write_run(folder: pathlib.Path, model: Model, spoken: Tokenizer | None) -> N
     )
     if model.head.kind != "pretraining":
         labels = json.dumps(model.head.labels, ensure_ascii=False)
-        task = config_lib.TaskConfig(head=model.head.kind, labels=labels)
+        kind = "multi_label" if model.head.multi_label else "classification"
+        task = config_lib.TaskConfig(head=model.head.kind, labels=labels, kind=kind)
         config = dataclasses.replace(config, task=task)
     (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
     if spoken is not None:
@@ -170,7 +171,8 @@ def _read_run(path: pathlib.Path, step: int | None, slots: bool) -> Model:
     config = config_lib.read_workdir(path)
     head = Head()
     if config.task.head:
-        head = Head(config.task.head, config.task.label_names)
+        several = config.task.kind == "multi_label"
+        head = Head(config.task.head, config.task.label_names, several)
     if slots:
         return _read_state(path, config, step)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

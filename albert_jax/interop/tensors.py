@@ -44,10 +44,12 @@ class Head:
     Attributes:
         kind: "pretraining", "encoder" (nothing), or one of `finetuning.HEADS`.
         labels: names of the classes, in the order of the scores; one for a regression.
+        multi_label: several of the classes may hold at once.
     """
 
     kind: str = "pretraining"
     labels: tuple[str, ...] = ()
+    multi_label: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

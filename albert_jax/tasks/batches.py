@@ -22,7 +22,8 @@ from albert_jax.tasks.task import NOT_COUNTED, Features
 
 _MOST_LENGTHS = 4
 _UNIT = 8  # lengths are multiples of it
-_POOL = 50  # batches whose rows are sorted by length among themselves
+_POOL = 50  # batches, at most, whose rows are put together by length
+_POOLS = 4  # at least, in an epoch: else short texts and long ones would hardly ever meet
 _FILL = -1
 
 
@@ -34,8 +35,10 @@ def lengths(parts: Sequence[Features], longest: int) -> tuple[int, ...]:
         longest: no length is more.
     """
     of_rows = np.concatenate([np.zeros(0, np.int64), *(_row_lengths(part) for part in parts)])
+    if not len(of_rows):
+        return (min(_UNIT, longest),)
     units = np.minimum(-(-of_rows // _UNIT) * _UNIT, longest)
-    sizes, counts = np.unique(np.append(units, min(_UNIT, longest)), return_counts=True)
+    sizes, counts = np.unique(units, return_counts=True)
     # best[k][i]: the least cost of the shortest i sizes in k groups, each as long as its longest.
     rows = np.concatenate([[0], np.cumsum(counts)])
     best = [np.where(np.arange(len(sizes) + 1) == 0, 0.0, np.inf)]
@@ -110,8 +113,12 @@ class Rows:
             return np.append(order, np.full(-count % size, _FILL))
         draw = np.random.Generator(np.random.Philox(key=[self._seed, epoch]))
         order = draw.permutation(count)
-        pools = [order[start : start + size * _POOL] for start in range(0, count, size * _POOL)]
-        pools = [pool[np.argsort(self._row_lengths[pool], kind="stable")] for pool in pools]
+        pool_size = size * min(max(count // (size * _POOLS), 1), _POOL)
+        pools = [order[start : start + pool_size] for start in range(0, count, pool_size)]
+        # By the length that they are padded to, not by their own: a batch should be as mixed as it
+        # may, for the label often has to do with the length.
+        padded = np.searchsorted(self._lengths, self._row_lengths)
+        pools = [pool[np.argsort(padded[pool], kind="stable")] for pool in pools]
         order = np.append(np.concatenate(pools), np.full(-count % size, _FILL))
         batches = order.reshape(-1, size)
         return batches[draw.permutation(len(batches))].reshape(-1)

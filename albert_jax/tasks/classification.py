@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special
 
+from albert_jax.config import AugmentationConfig
 from albert_jax.data.tokenizer import Tokenizer
-from albert_jax.tasks import metrics, task
+from albert_jax.errors import UserError
+from albert_jax.tasks import augmentation, metrics, task
 from albert_jax.tasks.task import Features, Outputs, Split
 
 HEAD = "sequence_classification"
@@ -52,7 +54,11 @@ class Kind(NamedTuple):
 
 
 def featurise(
-    examples: Sequence[Example], kind: Kind, tokenizer: Tokenizer, longest: int
+    examples: Sequence[Example],
+    kind: Kind,
+    tokenizer: Tokenizer,
+    longest: int,
+    changed: AugmentationConfig | None = None,
 ) -> tuple[Features, int]:
     """Rows of pieces with targets, and how many rows were cut to fit.
 
@@ -61,7 +67,11 @@ def featurise(
         kind: gives the shape of the targets; what is not known plays no part in the loss.
         tokenizer: makes the pieces.
         longest: pieces of a row, special ones included; of two texts the longer one is cut first.
+        changed: of rows to learn from, how copies of them are changed (`augmented`); the copies
+            stand behind the rows.
     """
+    if changed is not None:
+        examples = [*examples, *augmented(examples, changed)]
     paired = bool(examples) and examples[0].second is not None
     first, first_at = tokenizer.encode_batch([example.first for example in examples])
     second, second_at = tokenizer.encode_batch(
@@ -76,6 +86,28 @@ def featurise(
         cut += task.truncate_pair(ids, more, room)
         sequences.append(task.join(tokenizer, ids, more if paired else None))
     return task.features(sequences, targets={"labels": _targets(examples, kind)}), cut
+
+
+def augmented(examples: Sequence[Example], options: AugmentationConfig) -> list[Example]:
+    """Changed copies of rows, each with its row's key and label; none where none are asked for.
+
+    Raises:
+        UserError: a source of changes that cannot be read, or that changes nothing.
+    """
+    if not augmentation.is_asked(options):
+        return []
+    texts = [tuple(t for t in (one.first, one.second) if t is not None) for one in examples]
+    found = augmentation.augment_texts(texts, options)
+    if not found:
+        raise UserError(
+            f"augmentation: none of {len(texts):,} rows is changed by "
+            f"synonyms={options.synonyms!r}, paraphrases={options.paraphrases!r}, "
+            f"model={options.model!r} at rate={options.rate}; are they of the rows' language?"
+        )
+    return [
+        examples[row]._replace(first=segments[0], second=segments[1] if segments[1:] else None)
+        for row, segments in found
+    ]
 
 
 def note(name: str, features: Features, cut: int, longest: int) -> str:

@@ -1,7 +1,7 @@
 """A task as the training loop sees it: batches, predictions, figures, wording, pictures.
 
 In:  a `Task`, read by its own module, and a program with its head.
-Out: a `loop.Course`, and `predictions` of any split.
+Out: a `loop.Course`; predictions and figures of any model with the task's head.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ import numpy as np
 from albert_jax.config import Config
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
-from albert_jax.tasks import batches
-from albert_jax.tasks.task import Features, Outputs, Split, Task
+from albert_jax.tasks import augmentation, batches
+from albert_jax.tasks.task import Features, Outputs, Task
 from albert_jax.training import report, sharding, telemetry
 from albert_jax.training.program import Program
 
@@ -34,6 +34,7 @@ MODULES = {
     "retrieval": "retrieval",
     "table": "table",
 }
+_OF_TEXTS = ("glue", "xnli", "table")
 
 
 def read(config: Config, tokenizer: Tokenizer) -> Task:
@@ -47,6 +48,11 @@ def read(config: Config, tokenizer: Tokenizer) -> Task:
         raise UserError(f"task.name={name!r} is none of: {', '.join(MODULES)}.")
     if not config.data.path:
         raise UserError("data.path is empty; name the folder of the task's files with --data.")
+    if augmentation.is_asked(config.augmentation) and MODULES[name] not in _OF_TEXTS:
+        raise UserError(
+            "augmentation is for classification and regression of texts; "
+            f"task.name={name} is neither."
+        )
     module: Any = importlib.import_module(f"albert_jax.tasks.{MODULES[name]}")
     task: Task = module.load(config, tokenizer, pathlib.Path(config.data.path))
     if not task.splits or task.splits[0].score is None:
@@ -54,8 +60,13 @@ def read(config: Config, tokenizer: Tokenizer) -> Task:
     return task
 
 
-def resolve(config: Config, task: Task, tokenizer: Tokenizer) -> Config:
+def resolve(
+    config: Config, task: Task, tokenizer: Tokenizer, fixed: Collection[str] = ()
+) -> Config:
     """The config with what only the task knows: head, labels, and how many steps its epochs are.
+
+    Where epochs were asked for, the warm-up and what lies between evaluations and checkpoints keep
+    their share of the run, but for the fields in `fixed`.
 
     Raises:
         UserError: nothing to train on.
@@ -63,32 +74,40 @@ def resolve(config: Config, task: Task, tokenizer: Tokenizer) -> Config:
     rows = len(task.train)
     if not rows:
         raise UserError(f"{config.data.path}: the train split of {config.task.name} has no rows.")
-    config = _timed(config, rows)
+    config = _timed(config, rows, fixed)
     fingerprint = f"{tokenizer.sha256[:16]}-{_fingerprint(task.train)}"
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, store_fingerprint=fingerprint),
         task=dataclasses.replace(
-            config.task, head=task.head, labels=json.dumps(list(task.labels), ensure_ascii=False)
+            config.task,
+            head=task.head,
+            labels=json.dumps(list(task.labels), ensure_ascii=False),
+            **task.settings,
         ),
     )
 
 
-def _timed(config: Config, rows: int) -> Config:
-    """Epochs as steps; warm-up and what lies between evaluations keep their share of the run."""
+def _timed(config: Config, rows: int, fixed: Collection[str]) -> Config:
+    """Epochs as steps."""
     train = config.train
     if not train.epochs:
         return config
     steps = max(1, round(train.epochs * -(-rows // train.global_batch_size)))
-    share = steps / train.steps
-    every = config.eval.every_steps
+
+    def scaled(section: str, name: str) -> Any:
+        part = getattr(config, section)
+        value = getattr(part, name)
+        if value and f"{section}.{name}" not in fixed:
+            value = max(1, round(value * steps / train.steps))
+        return dataclasses.replace(part, **{name: value})
+
     return dataclasses.replace(
         config,
         train=dataclasses.replace(train, steps=steps),
-        optimizer=dataclasses.replace(
-            config.optimizer, warmup_steps=round(config.optimizer.warmup_steps * share)
-        ),
-        eval=dataclasses.replace(config.eval, every_steps=every and max(1, round(every * share))),
+        optimizer=scaled("optimizer", "warmup_steps"),
+        eval=scaled("eval", "every_steps"),
+        checkpoint=scaled("checkpoint", "every_steps"),
     )
 
 
@@ -165,9 +184,33 @@ class Course:
         encoder = telemetry.encoder_flops_per_sequence(self._config.model, length)
         return encoder * self._task.train.choices
 
-    def predictions(self, program: Program, params: Any, split: Split) -> Outputs:
-        """What the model says of a split."""
-        return predict(program, params, split.features, self._lengths, self.tokenizer.pad_id)
+
+def judge(
+    program: Program,
+    params: Any,
+    task: Task,
+    tokenizer: Tokenizer,
+    folder: pathlib.Path | None,
+) -> dict[str, dict[str, float]]:
+    """Figures of every split that has labels; writes the predictions of all.
+
+    Args:
+        program, params: with the task's head.
+        task: read with the model's tokenizer.
+        tokenizer: the model's.
+        folder: of the predictions; None where another process writes them.
+    """
+    parts = [split.features for split in task.splits]
+    lengths = batches.lengths(parts, program.config.data.max_seq_length)
+    found = {}
+    for split in task.splits:
+        outputs = predict(program, params, split.features, lengths, tokenizer.pad_id)
+        if split.score is not None:
+            found[split.name] = split.score(outputs)
+        if folder is not None:
+            folder.mkdir(exist_ok=True)
+            split.write(outputs, folder)
+    return found
 
 
 def described(figures: Mapping[str, float]) -> str:

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -144,12 +144,12 @@ def explain(
     table = params["embeddings"]["word_embeddings"]
     words_LE = table[ids_L]
     masked_LE = jnp.where(content_L[:, None], table[tokenizer.mask_id], words_LE)
-    scores = functools.partial(_scores, model, params, ids_L, types_L)
-    ends = np.asarray(scores(jnp.stack([masked_LE, words_LE])))
+    ends = np.asarray(_scores(model, params, ids_L, types_L, jnp.stack([masked_LE, words_LE])))
     chosen = int(ends[1].argmax())
     score, masked_score = float(ends[1, chosen]), float(ends[0, chosen])
-    added_L = _integrated(scores, chosen, masked_LE, words_LE, score - masked_score)
-    rollout_L = _rollout(model, params, ids_L, types_L)
+    slopes = functools.partial(_slopes, model, params, ids_L, types_L, chosen)
+    added_L = _integrated(slopes, masked_LE, words_LE, score - masked_score)
+    rollout_L = _rollout(_attentions(model, params, ids_L, types_L))
     words = _words(texts, places, added_L, rollout_L)
     label = labels[chosen] if len(labels) > 1 else ""
     return Explanation(texts, label, score, masked_score, tuple(words))
@@ -171,17 +171,42 @@ def _scores(
     return output.logits
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _slopes(
+    model: FinetuningModel, params: Any, ids_L: Any, types_L: Any, chosen: Any, words_SLE: jax.Array
+) -> jax.Array:
+    """The gradient of one class's score by the word embeddings, of S versions. [S, L, E]"""
+
+    def score(words_SLE: jax.Array) -> jax.Array:
+        return jnp.sum(_scores(model, params, ids_L, types_L, words_SLE)[:, chosen])
+
+    return jax.grad(score)(words_SLE)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _attentions(model: FinetuningModel, params: Any, ids_L: Any, types_L: Any) -> jax.Array:
+    """Of every block and head, what each position looks at. [N, H, L, L]"""
+    output: Any = model.apply(
+        {"params": params},
+        ids_L[None],
+        types_L[None],
+        jnp.ones_like(ids_L)[None],
+        output_attentions=True,
+    )
+    return output.encoder.attentions_NBHLM[:, 0]
+
+
 def _integrated(
-    scores: Any, chosen: int, masked_LE: jax.Array, words_LE: jax.Array, difference: float
+    slopes: Callable[[jax.Array], jax.Array],
+    masked_LE: jax.Array,
+    words_LE: jax.Array,
+    difference: float,
 ) -> np.ndarray:
     """What each piece added to the score on the way from all masked; float64 [L].
 
     By Gauss and Legendre's rule, with more points until the sum is met.
     """
     step_LE = words_LE - masked_LE
-    gradient = jax.jit(
-        jax.grad(lambda words_SLE: jnp.sum(scores(words_SLE)[:, chosen])),
-    )
     added_L = np.zeros(words_LE.shape[0])
     for points in _POINTS:
         nodes_S, weights_S = np.polynomial.legendre.leggauss(points)
@@ -189,8 +214,9 @@ def _integrated(
         total_LE = np.zeros(words_LE.shape)
         for first in range(0, points, _AT_ONCE):
             part = slice(first, first + _AT_ONCE)
-            words_SLE = masked_LE + jnp.asarray(way_S[part, None, None], jnp.float32) * step_LE
-            slopes_SLE = np.asarray(gradient(words_SLE), np.float64)
+            way_S11 = jnp.asarray(way_S[part, None, None], jnp.float32)
+            words_SLE = masked_LE[None] + way_S11 * step_LE[None]
+            slopes_SLE = np.asarray(slopes(words_SLE), np.float64)
             total_LE += np.einsum("s,sle->le", weights_S[part], slopes_SLE)
         added_L = np.sum(total_LE * np.asarray(step_LE, np.float64), axis=-1)
         if abs(added_L.sum() - difference) <= _TOLERANCE * max(abs(difference), _LEAST):
@@ -198,22 +224,12 @@ def _integrated(
     return added_L
 
 
-def _rollout(
-    model: FinetuningModel, params: Any, ids_L: np.ndarray, types_L: np.ndarray
-) -> np.ndarray:
+def _rollout(attentions_NHLM: jax.Array) -> np.ndarray:
     """What the first position has looked at through all layers; float64 [L], its sum 1."""
-    output: Any = model.apply(
-        {"params": params},
-        ids_L[None],
-        types_L[None],
-        np.ones_like(ids_L)[None],
-        output_attentions=True,
-    )
-    attentions_NHLM = np.asarray(output.encoder.attentions_NBHLM[:, 0], np.float64)
-    flow_LM = np.eye(len(ids_L))
-    for heads_HLM in attentions_NHLM:
+    flow_LM = itself_LM = np.eye(attentions_NHLM.shape[-1])
+    for heads_HLM in np.asarray(attentions_NHLM, np.float64):
         # Half of what a position holds afterwards came past the attention.
-        flow_LM = (0.5 * heads_HLM.mean(axis=0) + 0.5 * np.eye(len(ids_L))) @ flow_LM
+        flow_LM = (0.5 * heads_HLM.mean(axis=0) + 0.5 * itself_LM) @ flow_LM
     return flow_LM[0]
 
 

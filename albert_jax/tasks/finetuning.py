@@ -10,7 +10,7 @@ import itertools
 import json
 import pathlib
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -88,6 +88,7 @@ def run(
     processes: hosts.Hosts,
     say: Callable[[str], None],
     task: Task,
+    fixed: Collection[str] = (),
     profile: tuple[int, int] | None = None,
     started: float | None = None,
 ) -> dict[str, dict[str, float]] | None:
@@ -100,6 +101,7 @@ def run(
         processes: that make the run together.
         say: prints on the leader.
         task: read with the model's tokenizer.
+        fixed: fields that the person has set, as `course.resolve` wants them.
         profile, started: as in `loop.train`.
 
     Returns:
@@ -108,7 +110,7 @@ def run(
     Raises:
         UserError: as `loop.train`.
     """
-    config = course_lib.resolve(config, task, start.tokenizer)
+    config = course_lib.resolve(config, task, start.tokenizer, fixed)
     made = program.build(config, sharding.make_mesh(config, jax.devices()))
     say(program.describe(made))
     taught = course_lib.Course(made, task, start.tokenizer)
@@ -124,15 +126,8 @@ def run(
     if not loop.train(made, taught, workdir, processes, profile, started, begin):
         return None
     params, number = checkpoint.read_params(workdir, made.abstract_state.params, best=True)
-    found = {}
-    for split in task.splits:
-        outputs = taught.predictions(made, params, split)
-        if split.score is not None:
-            found[split.name] = split.score(outputs)
-        if processes.leader:
-            folder = workdir / "predictions"
-            folder.mkdir(exist_ok=True)
-            split.write(outputs, folder)
+    folder = workdir / "predictions" if processes.leader else None
+    found = course_lib.judge(made, params, task, start.tokenizer, folder)
     if processes.leader:
         record = {"step": number, "judged_by": task.best_by, "splits": found}
         text = json.dumps(record, indent=2) + "\n"

@@ -208,7 +208,9 @@ def load(config: Config, tokenizer: Tokenizer, folder: pathlib.Path) -> Task:
     else:
         train, evaluated = _folder(glue, kind, values, config, folder, problems)
     longest = config.data.max_seq_length
-    train_features, cut = classification.featurise(train, kind, tokenizer, longest)
+    train_features, cut = classification.featurise(
+        train, kind, tokenizer, longest, config.augmentation
+    )
     notes = [classification.note("train", train_features, cut, longest)] if train else []
     splits = []
     for name, examples in evaluated.items():

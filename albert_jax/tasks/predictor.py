@@ -130,15 +130,12 @@ class Predictor:
             mine = {name: rows[first : first + len(windows)] for name, rows in outputs.items()}
             first += len(windows)
             ranked = squad.best_answers(windows, mine, context, options, self._may_have_none())
-            named = [
-                {
-                    "answer": one.text,
-                    "probability": float(one.probability),
-                    "start": one.start,
-                    "end": one.end,
-                }
-                for one in ranked
-            ]
+            named = []
+            for one in ranked:
+                start = context.index(one.text, one.start)  # behind white space
+                end = start + len(one.text)
+                sure = float(one.probability)
+                named.append({"answer": one.text, "probability": sure, "start": start, "end": end})
             answers.append({"question": question, **named[0], "others": named[1:5]})
         return answers
 
@@ -190,7 +187,7 @@ class Predictor:
         """A vector of length one for each text, float32 [texts, D]: the mean over its pieces."""
         parts, _ = self._windows(texts, None)
         rows = self._run("embedding", parts.features)["logits"]
-        joined_BD = np.stack([np.asarray(row, np.float32).reshape(-1) for row in rows])
+        joined_BD = np.asarray(rows, np.float32).reshape(-1, self._config.model.hidden_size)
         sums = np.zeros((len(texts), joined_BD.shape[1]), np.float32)
         np.add.at(sums, parts.text_of, joined_BD)
         norms = np.linalg.norm(sums, axis=1, keepdims=True)
@@ -199,7 +196,8 @@ class Predictor:
     def similarity(self, texts: Sequence[str], others: Sequence[str]) -> list[float]:
         """The cosine of the vectors of each two."""
         both = self.embed([*texts, *others])
-        return np.sum(both[: len(texts)] * both[len(texts) :], axis=1).tolist()
+        pairs = zip(both[: len(texts)], both[len(texts) :], strict=True)
+        return [float(one_D @ other_D) for one_D, other_D in pairs]
 
     def fill_mask(self, texts: Sequence[str], top_k: int = 5) -> list[list[list[fill_mask.Guess]]]:
         """For each text, for each of its masks, the `top_k` most probable pieces.
@@ -237,7 +235,7 @@ class Predictor:
     def _class(self, scores_K: np.ndarray) -> dict[str, Any]:
         if len(self.labels) <= 1:
             return {"value": float(scores_K[0])}
-        several = self._config.task.kind == "multi_label"
+        several = self._model.head.multi_label
         squash: Callable[[np.ndarray], np.ndarray] = special.expit if several else special.softmax
         shares = dict(zip(self.labels, map(float, squash(scores_K)), strict=True))
         if several:
@@ -250,6 +248,8 @@ class Predictor:
         self, texts: Sequence[str], pairs: Sequence[str] | None
     ) -> tuple["_Windows", list[bool]]:
         """Texts as rows of pieces, long ones as several; and which pairs had to be cut."""
+        if pairs is not None and len(pairs) != len(texts):
+            raise ValueError(f"{len(texts)} texts and {len(pairs)} beside them make no pairs")
         longest = self._config.data.max_seq_length
         room = longest - task_lib.special_pieces(self.tokenizer, pair=pairs is not None)
         sequences, text_of, cut = [], [], []
@@ -270,6 +270,8 @@ class Predictor:
 
     def _joined(self, parts: "_Windows", logits: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The mean over the windows of each text, float64 [K]."""
+        if not len(logits):
+            return []
         stacked = np.stack([np.asarray(row, np.float64) for row in logits])
         counts = np.bincount(parts.text_of)
         sums = np.zeros((len(counts), stacked.shape[1]))
@@ -301,8 +303,7 @@ class Predictor:
         return self._programs[head]
 
     def _may_have_none(self) -> bool:
-        options = self._config.task
-        return options.answer_head == "conditional" or options.null_score_threshold != 0.0
+        return self._config.task.can_be_impossible
 
     def _needs(self, heads: str | Iterable[str], job: str) -> None:
         wanted = (heads,) if isinstance(heads, str) else tuple(heads)

@@ -21,6 +21,7 @@ Letters: N documents, Q queries, D width of a vector, K depth of a ranking.
 """
 
 import collections
+import dataclasses
 import hashlib
 import itertools
 import math
@@ -239,6 +240,8 @@ def _train(
     """A row for each query and passage that answers it, and notes."""
     found: list[list[str]] = []
     counts: list[int] = []
+    asked: list[int] = []
+    asked_before: dict[str, int] = {}
     for query in collection.queries:
         for one in query.gains:
             if not collection.documents[one].strip():
@@ -247,10 +250,12 @@ def _train(
             negatives = query.negatives.get(one, [])
             found.append([query.text, collection.documents[one], *negatives])
             counts.append(len(negatives))
+            asked.append(asked_before.setdefault(query.text, len(asked_before)))
     if not found:
         raise rows.empty(folder, problems)
-    used = min(*counts, MOST_NEGATIVES) if len(counts) > 1 else min(counts[0], MOST_NEGATIVES)
+    used = min([*counts, MOST_NEGATIVES])
     features, cut = _featurise([row[: 2 + used] for row in found], tokenizer, longest)
+    features = dataclasses.replace(features, targets={"query": np.asarray(asked, np.int32)})
     count = len(features) * features.choices
     notes = [
         f"train: {len(features):,} rows of a query, its passage and {used} negatives"

@@ -610,6 +610,7 @@ def load(config: Config, tokenizer: Tokenizer, folder: pathlib.Path) -> task_lib
         train=train,
         splits=tuple(splits),
         best_by="best_f1" if can_be_impossible else "f1",
+        settings={"can_be_impossible": can_be_impossible},
         notes=(
             f"train: {asked:,} questions, {len(train):,} windows",
             *(

@@ -103,7 +103,8 @@ def load(config: Config, tokenizer: Tokenizer, folder: pathlib.Path) -> Task:
     for name, found in examples.items():
         if not found:
             raise rows.empty(records[name][0].path, problems)
-        featurised[name], cut = classification.featurise(found, kind, tokenizer, longest)
+        changed = config.augmentation if name == "train" else None
+        featurised[name], cut = classification.featurise(found, kind, tokenizer, longest, changed)
         notes.append(classification.note(name, featurised[name], cut, longest))
     train = featurised.pop("train")
     return Task(

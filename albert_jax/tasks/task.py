@@ -36,6 +36,7 @@ class Features:
             sequence_classification: `labels` int32 [R] (NOT_COUNTED: none), float32 [R] (a number;
                 NaN: none), or float32 [R, K] (several at once).
             multiple_choice: `labels` int32 [R].
+            embedding: `query` int32 [R], equal where queries are.
             question_answering: `start_positions`, `end_positions` int32 [R], both 0 where there is
                 no answer, and `is_impossible` float32 [R].
         token_targets: by name, an array beside `ids`, int32 [T].
@@ -86,6 +87,7 @@ class Task:
         splits: to be evaluated; the first with a score decides which checkpoint is best.
         best_by: the figure of it that decides; more is better.
         notes: what a person should know of how it was read, a line each.
+        settings: fields of `config.task` that only the files could tell.
         draw: draws pictures of the first split's outputs into a folder.
     """
 
@@ -95,6 +97,7 @@ class Task:
     splits: tuple[Split, ...]
     best_by: str
     notes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     draw: Callable[[Outputs, pathlib.Path], None] | None = None
 
 

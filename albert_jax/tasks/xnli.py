@@ -69,7 +69,9 @@ def load(config: Config, tokenizer: Tokenizer, folder: pathlib.Path) -> Task:
 
     kind = Kind("classification", labels, metrics.accuracy)
     longest = config.data.max_seq_length
-    train_features, cut = classification.featurise(train, kind, tokenizer, longest)
+    train_features, cut = classification.featurise(
+        train, kind, tokenizer, longest, config.augmentation
+    )
     notes = [classification.note("train", train_features, cut, longest)]
     splits, first = [], None
     for split, stem, named in (

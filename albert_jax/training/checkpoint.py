@@ -4,9 +4,11 @@ A checkpoint has two parts: `params`, which evaluation and inference read alone,
 rest of the state. A half-written one has a temporary name and is never taken for whole.
 """
 
+import dataclasses
 import logging
+import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,7 +20,6 @@ from albert_jax.errors import UserError
 from albert_jax.training import step
 
 _PARTS = ("params", "training")
-_BEST_BY = "score"  # of what an evaluation found; more is better
 
 
 def newest_in(folder: pathlib.Path) -> int | None:
@@ -71,6 +72,7 @@ class Checkpoints:
         # Orbax tells its whole story at INFO and warns of what it then does right.
         logging.getLogger("absl").setLevel(logging.ERROR)
         self._folder = folder.resolve()
+        self._scores: dict[int, float] = {}
         self._manager = ocp.CheckpointManager(
             self._folder,
             item_names=_PARTS,
@@ -78,16 +80,16 @@ class Checkpoints:
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                     [
                         checkpoint_managers.LatestN(keep),
-                        checkpoint_managers.BestN(
-                            get_metric_fn=lambda metrics: metrics[_BEST_BY],
-                            n=1,
-                            keep_checkpoints_without_metrics=False,
-                        ),
+                        _KeptBest(lambda: self.best),
                     ]
                 ),
                 create=True,
             ),
         )
+        for number in self._manager.all_steps():
+            score = self._metadata(number).get("score")
+            if score is not None:
+                self._scores[number] = score
 
     def __enter__(self) -> Self:
         return self
@@ -128,22 +130,29 @@ class Checkpoints:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """The step and score of the kept checkpoint that was judged best; None if none was
-        judged.
+        """The step and score of the kept checkpoint that was judged best, of equal ones the first;
+        None if none was judged.
         """
-        found = ((number, self._manager.metrics(number)) for number in self.steps)
-        judged = [(number, metrics[_BEST_BY]) for number, metrics in found if metrics]
-        return max(judged, key=lambda one: one[1], default=None)
+        judged = [
+            (self._scores[number], -number) for number in self.steps if number in self._scores
+        ]
+        if not judged:
+            return None
+        score, number = max(judged)
+        return -number, score
 
     def seconds(self, number: int) -> dict[str, float]:
         """How long what led to checkpoint `number` took, by kind (see `goodput.Clock`)."""
+        return dict(self._metadata(number).get("seconds", {}))
+
+    def _metadata(self, number: int) -> dict[str, Any]:
         return dict(self._manager.metadata(number).custom_metadata or {})
 
     def save(
         self,
         state: step.TrainState,
         number: int,
-        metrics: dict[str, float] | None,
+        score: float | None,
         seconds: dict[str, float],
     ) -> None:
         """Starts to save; returns as soon as the state may be overwritten.
@@ -151,11 +160,13 @@ class Checkpoints:
         Args:
             state: what `number` steps made.
             number: the step; saving the same one again does nothing.
-            metrics: of the validation split at this step, `score` among them, if it was evaluated.
+            score: how good an evaluation at this step found it; None if there was none.
             seconds: how long it all took, by kind.
         """
         if number in self._manager.all_steps():
             return
+        if score is not None and math.isfinite(score):
+            self._scores[number] = score
         rest = {field: getattr(state, field) for field in _rest(state)}
         self._guarded(
             self._manager.save,
@@ -163,8 +174,7 @@ class Checkpoints:
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params), training=ocp.args.StandardSave(rest)
             ),
-            metrics=metrics,
-            custom_metadata=seconds,
+            custom_metadata={"seconds": seconds, "score": score},
         )
 
     def save_params(self, params: Any, number: int) -> None:
@@ -217,6 +227,21 @@ class Checkpoints:
                 f"checkpoint {self._folder / str(number)} does not fit this model or is damaged: "
                 f"{str(error).splitlines()[0]}"
             ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _KeptBest(checkpoint_managers.PreservationPolicy):
+    """Keeps the checkpoint that `best` names, also one that was judged before a restart, which
+    Orbax's own policy forgets.
+    """
+
+    best: Callable[[], tuple[int, float] | None]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Whether to keep each."""
+        del context
+        best = self.best()
+        return [best is not None and info.step == best[0] for info in checkpoints]
 
 
 def _rest(state: step.TrainState) -> list[str]:

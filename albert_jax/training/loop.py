@@ -496,7 +496,8 @@ class _Loop:
         self, state: step.TrainState, number: int, evaluated: dict[str, float] | None
     ) -> None:
         with self._clock.during("checkpoint"):
-            self._saved.save(state, number, evaluated, self._clock.seconds())
+            score = None if evaluated is None else evaluated["score"]
+            self._saved.save(state, number, score, self._clock.seconds())
         self._last_save = time.monotonic()
 
     def _save_good(self, state: step.TrainState, number: int) -> None:

@@ -204,7 +204,7 @@ class Finetuning:
         del frozen
         output = self._forward(params, batch, dropout_keys_B, gradient_weights, training=True)
         if self.model.head == "embedding":
-            sums = self._retrieval_sums(output.logits, row_weights(batch))
+            sums = self._retrieval_sums(output.logits, batch)
         else:
             sums = head_sums(self.model.head, output.logits, batch)
         return sums.loss / jnp.maximum(counts, 1.0), sums
@@ -253,18 +253,26 @@ class Finetuning:
         )
         return output
 
-    def _retrieval_sums(self, vectors_BCD: Any, weights_B: jax.Array) -> losses.Sums:
+    def _retrieval_sums(self, vectors_BCD: Any, batch: Batch) -> losses.Sums:
         """Each row's first vector is a query, the second its passage, the others passages that are
-        not its own. The passages of all rows of the whole batch stand for choice.
+        not its own. The passages of all rows of the whole batch stand for choice, but for those of
+        other rows with the same query.
         """
+        weights_B = row_weights(batch)
         queries_BD, passages_BND = vectors_BCD[:, 0], vectors_BCD[:, 1:]
         rows, each, width = passages_BND.shape
-        all_passages, all_weights = self._whole((passages_BND, weights_B))
+        all_passages, all_weights, all_queries = self._whole(
+            (passages_BND, weights_B, batch["query"])
+        )
         first = jax.lax.axis_index(self.batch_axes) * rows if self.batch_axes else 0
         scores_BQ = _SCALE * queries_BD @ all_passages.reshape(-1, width).T
         real_Q = jnp.repeat(all_weights, each)  # a row of padding has no passages
-        scores_BQ = jnp.where(real_Q[None, :] > 0, scores_BQ, _NEVER)
-        return losses.cross_entropy(scores_BQ, (first + jnp.arange(rows)) * each, weights_B)
+        rows_B = first + jnp.arange(rows)
+        rows_Q = jnp.repeat(jnp.arange(all_queries.shape[0]), each)
+        same_BQ = batch["query"][:, None] == jnp.repeat(all_queries, each)[None, :]
+        others_BQ = same_BQ & (rows_B[:, None] != rows_Q[None, :])
+        scores_BQ = jnp.where((real_Q[None, :] > 0) & ~others_BQ, scores_BQ, _NEVER)
+        return losses.cross_entropy(scores_BQ, rows_B * each, weights_B)
 
     def _whole(self, tree: Any) -> Any:
         """Rows of all devices, in order."""

@@ -8,8 +8,9 @@ import pytest
 
 from albert_jax import config
 from albert_jax.data import augmentation as lib
+from albert_jax.data.tokenizer import Normalization, Tokenizer
 from albert_jax.errors import UserError
-from albert_jax.tasks import augmentation
+from albert_jax.tasks import augmentation, classification, metrics
 
 SMALL = lib.Lexicon(
     {
@@ -123,15 +124,18 @@ def test_broken_files_are_refused_by_line(tmp_path):
         lib.read_lexicon(tmp_path)
 
 
-def test_copies_name_their_rows_and_are_like_none_before(shared_data):
+def test_copies_name_their_rows_and_are_like_none_before(tmp_path):
+    path = tmp_path / "words.tsv"
+    path.write_text(
+        "often\toft|frequently|commonly\nstory\ttale|narrative\nmovie\tfilm\nfunny\tdroll\n"
+        "big\tlarge\nlittle\tsmall|tiny\n"
+    )
     rows = [
         ("an often told story about a movie", "a happy and a funny world"),
         ("xyzzy", "plugh"),
         ("a big house", "a little house"),
     ]
-    options = config.AugmentationConfig(
-        synonyms=str(shared_data / "synonyms"), rate=0.3, copies=5, seed=3
-    )
+    options = config.AugmentationConfig(synonyms=str(path), rate=0.3, copies=5, seed=3)
     found = augmentation.augment_texts(rows, options)
     assert found == augmentation.augment_texts(rows, options)
     other = config.AugmentationConfig(synonyms=options.synonyms, rate=0.3, copies=5, seed=4)
@@ -164,3 +168,31 @@ def test_sources_take_turns_and_help_each_other_out(tmp_path):
     assert augmentation.augment_texts(rows, config.AugmentationConfig()) == []
     assert not augmentation.is_asked(config.AugmentationConfig())
     assert augmentation.is_asked(options)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_training_rows_keep_their_labels(shared_data, tmp_path, paired):
+    (tmp_path / "words.tsv").write_text("large\tbig\nstory\ttale|narrative\n")
+    spoken = Tokenizer.load(shared_data / "tokenizer" / "spiece.model", Normalization())
+    kind = classification.Kind("classification", ("no", "yes"), metrics.accuracy)
+    texts = ["a story", "nothing here", "no story", "the large story"]
+    rows = [
+        classification.Example(str(n), text, "a large one" if paired else None, n % 2)
+        for n, text in enumerate(texts)
+    ]
+    options = config.AugmentationConfig(synonyms=str(tmp_path / "words.tsv"), rate=0.9)
+    made = classification.augmented(rows, options)
+    assert {one.key for one in made} == ({"0", "1", "2", "3"} if paired else {"0", "2", "3"})
+    assert all(one.label == int(one.key) % 2 for one in made)
+    assert all((one.second is not None) == paired for one in made)
+    features, _ = classification.featurise(rows, kind, spoken, 32, options)
+    plain, _ = classification.featurise([*rows, *made], kind, spoken, 32)
+    assert features.ids.tolist() == plain.ids.tolist()
+    labels = features.targets["labels"].tolist()
+    assert labels == [0, 1, 0, 1, *(one.label for one in made)]
+    same, _ = classification.featurise(rows, kind, spoken, 32, config.AugmentationConfig())
+    assert len(same) == 4
+    with pytest.raises(UserError, match="none of 1 rows is changed by synonyms="):
+        classification.augmented(
+            rows[1:2] if not paired else [rows[1]._replace(second="")], options
+        )

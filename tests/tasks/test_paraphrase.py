@@ -20,14 +20,21 @@ TEXTS = small_store.sentences(1, 60)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("paraphrase")
+    with pytest.MonkeyPatch.context() as patch:
+        # For one device and without optimisation it is compiled sooner.
+        patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+        return _trained(folder)
+
+
+def _trained(folder: pathlib.Path) -> pathlib.Path:
     text = "\n\n".join("\n".join(small_store.sentences(seed, 30)) for seed in range(40))
     (folder / "text.txt").write_text(text, encoding="utf-8")
     small_store.run_command(
         "prepare",
         f"--input={folder / 'text.txt'}",
         f"--output={folder / 'store'}",
-        "--train_tokenizer",
-        "--vocab_size=110",  # whole words are pieces
+        "--train_tokenizer=wordpiece",
+        "--vocab_size=140",  # whole words are pieces
         "--validation_fraction=0.2",
         "--workers=1",
     )
@@ -35,7 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         "train",
         f"--config={ROOT / 'configs' / 'tiny.py'}",
         f"--workdir={folder / 'run'}",
-        f"--data={folder / 'store'}",
+        f"--config.data.path={folder / 'store'}",
         "--config.model.hidden_size=32",
         "--config.model.embedding_size=16",
         "--config.model.num_hidden_layers=1",
@@ -44,7 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         "--config.model.dtype=float32",
         "--config.data.max_seq_length=64",
         "--config.data.max_predictions_per_seq=10",
-        "--config.train.steps=20",
+        "--config.train.steps=10",
         "--config.train.global_batch_size=16",
         "--config.optimizer.warmup_steps=4",
         "--config.eval.steps=1",
