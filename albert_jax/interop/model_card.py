@@ -22,6 +22,7 @@ _PIPELINES = {
     "token_classification": "token-classification",
     "question_answering": "question-answering",
     "multiple_choice": "multiple-choice",
+    "embedding": "sentence-similarity",
 }
 _OBJECTIVES = {
     "sop": "masked n-grams and sentence order",
@@ -63,7 +64,7 @@ def text(source: pathlib.Path, model: Model, spoken: Tokenizer | None) -> str:
     parts = [*head, "", "## Training", ""]
     if run is not None and trained:
         parts += _training(run, model.step)
-        parts += ["", "## Held-out text", "", *_metrics(source, model.step)]
+        parts += ["", "## Held-out text", "", *_metrics(source, model.step, run)]
     else:
         parts += [f"Converted from {source.name}; how it was trained, its origin says."]
     parts += ["", "## Text", "", *_text(spoken), "", "## Limits", "", *_limits(run, trained)]
@@ -72,10 +73,17 @@ def text(source: pathlib.Path, model: Model, spoken: Tokenizer | None) -> str:
 
 def _training(run: Config, step: int) -> list[str]:
     train, recipe = run.train, run.optimizer
+    learnt = (
+        f"{_OBJECTIVES[run.model.sentence_objective]}, {run.data.masked_lm_prob:.0%} of the "
+        "pieces, new masks every epoch"
+    )
+    data = f"a token store with fingerprint `{run.data.store_fingerprint[:16]}`"
+    if run.task.name:
+        learnt = f"{run.task.name}, fine-tuned from a model that was there"
+        data = f"labelled rows with fingerprint `{run.data.store_fingerprint}`"
     return [
-        f"- objective: {_OBJECTIVES[run.model.sentence_objective]}, "
-        f"{run.data.masked_lm_prob:.0%} of the pieces, new masks every epoch",
-        f"- data: a token store with fingerprint `{run.data.store_fingerprint[:16]}`",
+        f"- objective: {learnt}",
+        f"- data: {data}",
         f"- {step:,} of {train.steps:,} steps of {train.global_batch_size:,} sequences of "
         f"{run.data.max_seq_length} tokens, seeds {train.seed} (model) and {run.data.seed} (data)",
         f"- {recipe.name}, learning rate {recipe.learning_rate:g}, {recipe.warmup_steps:,} steps "
@@ -85,7 +93,7 @@ def _training(run: Config, step: int) -> list[str]:
     ]
 
 
-def _metrics(source: pathlib.Path, step: int) -> list[str]:
+def _metrics(source: pathlib.Path, step: int, run: Config) -> list[str]:
     rows = []
     path = source / "metrics.jsonl"
     if path.exists():
@@ -94,6 +102,8 @@ def _metrics(source: pathlib.Path, step: int) -> list[str]:
     if not rows:
         return [f"Not measured at step {step:,}."]
     row = rows[-1]
+    if run.task.name:
+        return ["| | |", "|---|---|", *_task_metrics(rows)]
     found = [
         "| | |",
         "|---|---|",
@@ -102,6 +112,19 @@ def _metrics(source: pathlib.Path, step: int) -> list[str]:
     ]
     if row.get("sentence_order_loss"):
         found.append(f"| sentences right | {row['sentence_order_accuracy']:.1%} |")
+    return found
+
+
+def _task_metrics(rows: list[dict[str, Any]]) -> list[str]:
+    """The figures of each split, without what the run says of itself."""
+    found = []
+    for row in rows:
+        names = list(row)[2 : list(row).index("skipped_batches")]
+        found += [
+            f"| {row['split']}, {name.replace('_', ' ')} | {row[name]:.4f} |"
+            for name in names
+            if name != "score"
+        ]
     return found
 
 
