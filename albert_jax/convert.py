@@ -62,6 +62,11 @@ def main(argv: Sequence[str]) -> int:
     from albert_jax.interop import models
 
     model = models.read(args.model, args.step, args.slots)
+    if model.head.kind == "question_answering_conditional" and args.to != "albert_jax":
+        raise UserError(
+            f"{args.model} finds the end of an answer given its begin, with a head that "
+            f"--to={args.to} does not know; --config.task.answer_head=plain makes one that it does."
+        )
     for note in model.notes:
         print(f"note: {note}", file=sys.stderr)
     spoken = models.read_tokenizer(args.model, model, args.tokenizer)

@@ -173,6 +173,12 @@ def _read_run(path: pathlib.Path, step: int | None, slots: bool) -> Model:
     if config.task.head:
         several = config.task.kind == "multi_label"
         head = Head(config.task.head, config.task.label_names, several)
+    if head.kind == "embedding":  # it has nothing of its own: an encoder without a pooler
+        head = Head("encoder")
+        config = dataclasses.replace(
+            config,
+            model=dataclasses.replace(config.model, pooler=False, sentence_objective="none"),
+        )
     if slots:
         return _read_state(path, config, step)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
