@@ -15,6 +15,7 @@ import small_store
 import torch
 import transformers
 
+import albert_jax
 from albert_jax import convert
 from albert_jax.config import ModelConfig
 from albert_jax.data import store as store_lib
@@ -114,7 +115,36 @@ def test_pipelines_of_an_exported_folder_say_what_predict_says(spoken, tmp_path)
     assert jax.tree.all(jax.tree.map(np.array_equal, models.read(again).params, model.params))
 
 
-@pytest.mark.parametrize("kind", finetuning.HEADS)
+OURS_ALONE = ("question_answering_conditional", "embedding")
+
+
+def test_a_retrieval_model_is_an_encoder_there_and_a_conditional_head_is_refused(spoken, tmp_path):
+    models_of = {
+        kind: random_model(spoken.vocab_size, Head(kind), sentence_objective="none")
+        for kind in OURS_ALONE
+    }
+    source = written(tmp_path / "vectors", models_of["embedding"], spoken)
+    folder = run(source, "huggingface", tmp_path / "out")
+    texts = [text.replace("[MASK]", "dog") for text in TEXTS]
+    batch = transformers.AutoTokenizer.from_pretrained(folder)(
+        texts, return_tensors="pt", padding=True
+    )
+    with torch.no_grad():
+        hidden = transformers.AutoModel.from_pretrained(folder)(**batch).last_hidden_state
+    summed = (hidden * batch["attention_mask"][..., None]).sum(dim=1)
+    theirs = torch.nn.functional.normalize(summed).numpy()
+    np.testing.assert_allclose(albert_jax.load(source).embed(texts), theirs, atol=1e-5)
+
+    conditional = models_of["question_answering_conditional"]
+    source = written(tmp_path / "spans", conditional, spoken)
+    done = small_store.run_command(
+        "convert", f"--model={source}", "--to=huggingface", f"--output={tmp_path / 'no'}", expect=1
+    )
+    assert "task.answer_head=plain" in done.stderr
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in finetuning.HEADS if kind not in OURS_ALONE])
 def test_a_fine_tuned_model_answers_there_as_here(kind, spoken, tmp_path):
     labels = ("bad", "so-so", "good") if kind.endswith("classification") else ()
     source_model = random_model(spoken.vocab_size, Head(kind, labels), sentence_objective="none")
