@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import json
 import pathlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -228,7 +228,6 @@ def predict(
     features: Features,
     lengths: Sequence[int],
     pad_id: int,
-    over: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Outputs:
     """What a model says of rows, batch by batch.
 
@@ -237,7 +236,6 @@ def predict(
         features: the rows.
         lengths: what batches may be padded to.
         pad_id: the piece that pads.
-        over: wraps the batches, for a progress bar.
     """
     size = program.config.train.global_batch_size
     rows = batches.Rows(features, size, lengths, pad_id)
@@ -245,7 +243,7 @@ def predict(
     numbers = np.concatenate([np.arange(*part, dtype=np.int64) for part in here])
     count = rows.examples_per_epoch // size
     made = (rows.rows(number * size + numbers) for number in range(count))
-    return _outputs(program, params, over(made), features)
+    return _outputs(program, params, made, features)
 
 
 class _Chain:

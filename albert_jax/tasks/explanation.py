@@ -12,7 +12,6 @@ Letters: L sequence length, E embedding size, S points on the way, K labels, N b
 import dataclasses
 import functools
 import html
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +24,6 @@ from albert_jax.errors import UserError
 from albert_jax.model.finetuning import FinetuningModel
 from albert_jax.tasks import task as task_lib
 
-_WORD = re.compile(r"\w+|[^\w\s]")
 _POINTS = (32, 64, 128, 256, 512)  # on the way; more where the sum is not met yet
 _AT_ONCE = 16
 _TOLERANCE = 0.005  # of the difference of the scores
@@ -244,7 +242,7 @@ def _words(
     """
     words: list[Word] = []
     for segment, text in enumerate(texts):
-        found = [match.span() for match in _WORD.finditer(text)] or [(0, len(text))]
+        found = [match.span() for match in task_lib.WORD.finditer(text)] or [(0, len(text))]
         added, seen = np.zeros(len(found)), np.zeros(len(found))
         begins = np.asarray([start for start, _ in found])
         for piece, place in enumerate(places):

@@ -15,7 +15,6 @@ says so.
 import dataclasses
 import json
 import pathlib
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -35,7 +34,6 @@ from albert_jax.tasks import task as task_lib
 from albert_jax.tasks.task import Features, Outputs
 from albert_jax.training import program, sharding
 
-_WORD = re.compile(r"\w+|[^\w\s]")  # a word, or one sign; as CoNLL has them
 _MOST_LENGTHS = 512  # and no longer, where a run does not say
 
 
@@ -129,7 +127,7 @@ class Predictor:
         for question, context, windows in zip(questions, contexts, shown, strict=True):
             mine = {name: rows[first : first + len(windows)] for name, rows in outputs.items()}
             first += len(windows)
-            ranked = squad.best_answers(windows, mine, context, options, self._may_have_none())
+            ranked = squad.best_answers(windows, mine, context, options, options.can_be_impossible)
             named = []
             for one in ranked:
                 start = context.index(one.text, one.start)  # behind white space
@@ -144,7 +142,7 @@ class Predictor:
         "probability"}]}; the probability is the mean over the words.
         """
         self._needs("token_classification", "tag")
-        spans = [[found.span() for found in _WORD.finditer(text)] for text in texts]
+        spans = [[found.span() for found in task_lib.WORD.finditer(text)] for text in texts]
         words = [
             [text[start:stop] for start, stop in each]
             for text, each in zip(texts, spans, strict=True)
@@ -301,9 +299,6 @@ class Predictor:
             params = {name: initial.placed(like[name], self._model.params[name]) for name in like}
             self._programs[head] = (run, params)
         return self._programs[head]
-
-    def _may_have_none(self) -> bool:
-        return self._config.task.can_be_impossible
 
     def _needs(self, heads: str | Iterable[str], job: str) -> None:
         wanted = (heads,) if isinstance(heads, str) else tuple(heads)

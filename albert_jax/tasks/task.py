@@ -10,6 +10,7 @@ Letters: R rows, C choices, T pieces of all sequences, L length of one, K labels
 import collections
 import dataclasses
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from albert_jax.data.tokenizer import Tokenizer
 # Of each row, what the head says: by name, one float32 array a row, without padding.
 Outputs = Mapping[str, Sequence[np.ndarray]]
 
+WORD = re.compile(r"\w+|[^\w\s]")  # a word, or one sign; as CoNLL has them
 NOT_COUNTED = -1  # a label that plays no part in loss and figures
 
 
