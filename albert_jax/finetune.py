@@ -48,8 +48,9 @@ def main(argv: Sequence[str]) -> int:
     if args.seeds < 1:
         raise UserError(f"--seeds={args.seeds} must be at least 1.")
 
-    from albert_jax.training import hosts  # and JAX: after what needs none
+    from albert_jax.training import cpu_memory, hosts  # and JAX: after what needs none
 
+    cpu_memory.keep_freed()
     with hosts.join(args.coordinator_address, args.num_processes, args.process_id) as processes:
         return _finetune(args, overrides, processes, started)
 

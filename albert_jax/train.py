@@ -53,8 +53,9 @@ def main(argv: Sequence[str]) -> int:
     if args.slots and not args.init:
         parser.error("--slots goes with --init")
 
-    from albert_jax.training import hosts  # and JAX: after what needs none
+    from albert_jax.training import cpu_memory, hosts  # and JAX: after what needs none
 
+    cpu_memory.keep_freed()
     with hosts.join(args.coordinator_address, args.num_processes, args.process_id) as processes:
         return _train(args, overrides, processes, started)
 
