@@ -26,7 +26,7 @@ demo: setup
 	@$(BIN)/python -m albert_jax.demo
 
 test: setup
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder
 
 lint: setup
 	@$(BIN)/ruff check .

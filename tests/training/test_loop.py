@@ -214,7 +214,13 @@ def test_a_batch_that_is_not_finite_is_left_out_for_ever(poisoned, tmp_path, cap
     assert numbers(found) == numbers(told)
 
 
-def test_a_run_that_stands_still_says_where_and_leaves(store, tmp_path):
+@pytest.fixture
+def compiles_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler is worked, and waited for, whatever other tests have compiled."""
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
+
+
+def test_a_run_that_stands_still_says_where_and_leaves(store, tmp_path, compiles_itself):
     workdir = tmp_path / "still"
     began = time.monotonic()
     done = small_store.run_command(
@@ -229,7 +235,9 @@ def test_a_run_that_stands_still_says_where_and_leaves(store, tmp_path):
     assert 'loop.py", line' in done.stderr
 
 
-def test_stopped_while_it_compiles_or_evaluates_nothing_is_lost(undisturbed, store, tmp_path):
+def test_stopped_while_it_compiles_or_evaluates_nothing_is_lost(
+    undisturbed, store, tmp_path, compiles_itself
+):
     workdir = tmp_path / "stopped"
     # The first signal comes while the compiler runs, the second with the evaluation of step 20.
     for line, printed in ((0, "stopped while compiling"), (20, "saved step 2")):
