@@ -19,7 +19,8 @@ $(stamp): pyproject.toml requirements.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing albert_jax[$(extras)] into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(extras)]'
+	@# Of twenty thousand modules most are never imported; the others are compiled when they are.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[$(extras)]'
 	@touch $@
 
 demo: setup
