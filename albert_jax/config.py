@@ -134,6 +134,9 @@ class DataConfig:
     short_seq_prob: float = 0.1  # share of documents cut to a random shorter length
     whole_word_masking: bool = True  # False: every piece is a word of its own (BERT, RoBERTa)
     single_sentence: str = "split"  # a chunk of one sentence; random_next: as released, leaks topic
+    packing: bool = False  # several short pairs in a row, which do not see each other; for corpora
+    # of short documents: less padding, so fewer steps an epoch. Held-out text is never packed
+    max_pairs_per_seq: int = 32  # in a row, with packing
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -146,6 +149,7 @@ class DataConfig:
         _between("data", self, "ngram", 1, 10)
         _between("data", self, "short_seq_prob", 0.0, 1.0)
         _one_of("data", self, "single_sentence", SINGLE_SENTENCE)
+        _at_least("data", self, "max_pairs_per_seq", 1)
         _between("data", self, "seed", 0, 2**31 - 1)
 
 
@@ -421,6 +425,13 @@ class Config:
                 "apart; "
                 "set it to 2, or model.sentence_objective to none."
             )
+        if self.data.packing and (self.task.name or self.model.sentence_objective == "none"):
+            why = (
+                f"task.name={self.task.name}: a fine-tuning's rows are batched by length"
+                if self.task.name
+                else "model.sentence_objective=none: its rows are full of sentences anyway"
+            )
+            raise UserError(f"data.packing=True does not go with {why}; set it to False.")
 
     def to_json(self) -> str:
         """The config.json of a workdir: sections and fields in order, two spaces deep."""

@@ -86,6 +86,8 @@ def _train(
         for warning in config.recipe_warnings(cfg):
             print(f"warning: {warning}", file=sys.stderr)
     course = pretraining.Course(run, data)
+    if processes.leader:
+        print(course.padding())
     if not loop.train(run, course, args.workdir, processes, args.profile, started, start):
         return 1
     if processes.leader:

@@ -35,6 +35,13 @@ class Course:
         self.held_out = example_builder(run.config, data, "validation")
         self.evaluation_batches = run.config.eval.steps or None
         self.only_batch = run.abstract_batch()
+        attended = None
+        if self._config.data.packing:
+            packing = self.examples.packing()
+            attended = packing.squares / packing.rows
+        self._flops = telemetry.model_flops_per_sequence(
+            self._config.model, self._config.data, self._teacher, attended
+        )
 
     def evaluate(
         self, program: Program, params: Any, batches: Iterable[Mapping[str, np.ndarray]]
@@ -72,9 +79,18 @@ class Course:
     def flops(self, batch: Mapping[str, Any]) -> float:
         """Floating-point operations of a training step on one row of a batch."""
         del batch  # all are of one length
-        return telemetry.model_flops_per_sequence(
-            self._config.model, self._config.data, self._teacher
-        )
+        return self._flops
+
+    def padding(self) -> str:
+        """How much of the rows is padding, with and without packing."""
+        if self._config.model.sentence_objective == "none":
+            return "padding: little, full sentences fill the rows"
+        found = self.examples.packing()
+        without, packed = f"{found.padding_without:.1%}", f"{found.padding_with:.1%}"
+        pairs = f"{found.pairs / found.rows:.1f} pairs a row"
+        if self._config.data.packing:
+            return f"padding: {packed} of the places ({pairs}), {without} without data.packing"
+        return f"padding: {without} of the places, {packed} with data.packing=True ({pairs})"
 
 
 def resolve(config: Config, data: store.Store) -> Config:
@@ -116,6 +132,8 @@ def example_builder(config: Config, data: store.Store, split: str) -> examples.E
         sentence_objective=config.model.sentence_objective,
         single_sentence=fields.single_sentence,
         whole_word_masking=fields.whole_word_masking,
+        packing=fields.packing,
+        max_pairs_per_seq=fields.max_pairs_per_seq,
     )
     vocabulary = examples.Vocabulary.of(data.tokenizer())
     return examples.ExampleBuilder(data.split(split), vocabulary, options)
@@ -125,14 +143,15 @@ def held_out(data: DataConfig) -> DataConfig:
     """How validation text is cut and masked: the same in every run of one sequence length, so that
     runs compare.
 
-    15 % of each sequence, always the same masks, no sequences cut short, whatever the run trains
-    on.
+    15 % of each sequence, always the same masks, no sequences cut short, one pair a row, whatever
+    the run trains on.
     """
     return dataclasses.replace(
         data,
         masked_lm_prob=0.15,
         max_predictions_per_seq=max(1, round(0.15 * data.max_seq_length)),
         short_seq_prob=0.0,
+        packing=False,
         seed=0,
     )
 
