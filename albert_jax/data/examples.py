@@ -6,7 +6,7 @@ Out: batches as NumPy arrays, ready for the device.
 
 Promise: example i of a run is a pure function of (shards, options, i). With N chunks in the split,
 epoch = i div N and slot = i mod N; a permutation keyed by (seed, epoch) maps slots to chunks, so an
-epoch visits every chunk once; a generator keyed by (seed, epoch, chunk) makes the example's
+epoch order every chunk once; a generator keyed by (seed, epoch, chunk) makes the example's
 choices. There is no state to save, and nothing depends on batch size, hosts or threads.
 
 All work is done by functions that numba compiles; they release the GIL, and one call makes a batch.
@@ -18,10 +18,19 @@ counter-based generator, unsigned 64-bit arithmetic throughout:
     draw k of a stream       = mix(key + (k + 1) * GAMMA),  k = 0, 1, ...
     below(n)                 = ((draw >> 32) * n) >> 32, in [0, n); takes one draw.
 Purposes: DOCUMENT (a document's chunks; a = its number in the split, b = 0), ORDER (an epoch's
-permutation; a = epoch, b = 0), EXAMPLE (a = epoch, b = the chunk's number in the split).
+permutation; a = epoch, b = 0), EXAMPLE (a = epoch, b = the chunk's number in the split), SHARDS (an
+epoch's permutation of shards; a = epoch, b = 0), WINDOW (a window's permutation; a = epoch, b = the
+window's number), MIX (see `mixture`).
 
-Permutation. A Feistel network on pairs with cycle walking (Black and Rogaway 2002, "Ciphers with
-Arbitrary Finite Domains", sections 3 and 4): with w = ceil(sqrt(N)), x is the pair
+Order. `global`: the chunk at a slot is what ORDER's permutation of the N chunks has there.
+`shard`, for a corpus that is larger than the disk: the K shards in the order of SHARDS' permutation
+are cut into windows of `shuffle_shards`, the last of what is left; a window's slots are as many as
+its chunks, and the chunk at its slot t is number u of its chunks, laid one shard behind the other
+in that order, where WINDOW's permutation of them has u at t. So a few shards are read at a time,
+all of each once an epoch.
+
+Permutation of N things. A Feistel network on pairs with cycle walking (Black and Rogaway 2002,
+"Ciphers with Arbitrary Finite Domains", sections 3 and 4): with w = ceil(sqrt(N)), x is the pair
 (left, right) = (x div w, x mod w). Rounds r = 0..7 in turn: left += F(r, right) mod w when r is
 even, right += F(r, left) mod w when it is odd; F(r, v) is below(w) computed from
 mix((key + (r + 1) * GAMMA) ^ v) as the draw. All rounds are repeated until x < N.
@@ -45,9 +54,10 @@ Example: the draws of its stream, in this order.
        "random_next", below(2) is then the label, and at 1 A and B change places.
        `nsp`: the chunk knows A; where it is marked "random next", B is a random other text and the
        label 1, else B is the rest of the chunk and the label 0.
-    2. Random other text: below(documents in the split), drawn again until it is another document
-       that is not empty; begin at sentence below(sentences in it) and gather until
-       target - len(A) tokens are reached (one sentence at least) or the document ends.
+    2. Random other text: document below(documents in the split), or with `shard` that of the
+       chunk's own shard, below(documents in it); drawn again until it is another document that is
+       not empty; begin at sentence below(sentences in it) and gather until target - len(A) tokens
+       are reached (one sentence at least) or the document ends.
     3. While A and B hold more than room tokens: the longer (B when equal) loses its first token
        where below(2) = 0, else its last.
     4. Masks, never of [CLS] and [SEP]. A word is a piece with `starts_word`, or the first of a
@@ -81,18 +91,18 @@ import numba
 import numpy as np
 from numba import extending
 
+from albert_jax.data import order as order_lib
 from albert_jax.data import store
 from albert_jax.errors import UserError
 
 if TYPE_CHECKING:
     from albert_jax.data import tokenizer as tokenizer_lib
 
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_DOCUMENT, _ORDER, _EXAMPLE = np.uint64(1), np.uint64(2), np.uint64(3)
+_GAMMA, _DOCUMENT, _EXAMPLE = order_lib.GAMMA, order_lib.DOCUMENT, order_lib.EXAMPLE
+_mix, _key, _scaled, _compiled = order_lib.mix, order_lib.key, order_lib.scaled, order_lib.compiled
 _OBJECTIVES = {"sop": 0, "nsp": 1, "none": 2}
 _SOP, _NSP, _NONE = _OBJECTIVES.values()
 _SINGLE_SENTENCE = ("split", "random_next")
-_ROUNDS = 8
 _CONTINUES, _STARTS, _SPECIAL = 0, 1, 2
 _ALIGNMENT_BYTES = 64  # TensorFlow takes over an array without a copy only from such an address
 
@@ -146,6 +156,8 @@ class ExampleOptions:
     sentence_objective: str  # "sop", "nsp" or "none"
     single_sentence: str  # "split" or "random_next"; `sop` only
     whole_word_masking: bool = True  # else every piece is masked on its own
+    shuffle: str = "global"  # an epoch's order of chunks: of all, or "shard"
+    shuffle_shards: int = 8  # whose chunks are mixed with each other; "shard" only
 
     def __post_init__(self) -> None:
         """Raises UserError for what the builder cannot make: its compiled code checks nothing."""
@@ -158,6 +170,8 @@ class ExampleOptions:
             ("seed", 0 <= self.seed < 2**63, "from 0 to 2**63 - 1"),
             ("sentence_objective", self.sentence_objective in _OBJECTIVES, "sop, nsp or none"),
             ("single_sentence", self.single_sentence in _SINGLE_SENTENCE, "split or random_next"),
+            ("shuffle", self.shuffle in order_lib.SHUFFLES, "global or shard"),
+            ("shuffle_shards", self.shuffle_shards >= 1, "1 or more"),
         )
         for name, fits, wanted in rules:
             if not fits:
@@ -197,13 +211,22 @@ class ExampleBuilder:
         needs_other = options.sentence_objective == "nsp" or (
             options.sentence_objective == "sop" and options.single_sentence == "random_next"
         )
-        with_text = sum(np.count_nonzero(np.diff(shard.documents)) for shard in self._shards)
-        if needs_other and with_text < 2:
+        with_text_K = [np.count_nonzero(np.diff(shard.documents)) for shard in self._shards]
+        if needs_other and sum(with_text_K) < 2:
             raise UserError(
                 "the split holds one document, but a second segment has to come from another one. "
                 "Use sentence_objective=sop with single_sentence=split, or a store of more "
                 "documents."
             )
+        by_shard = options.shuffle == "shard"
+        if needs_other and by_shard and 1 in with_text_K:
+            raise UserError(
+                f"shard {with_text_K.index(1)} holds one document, but with shuffle=shard a second "
+                "segment has to come from another document of the shard. Use shuffle=global, or "
+                "sentence_objective=sop with single_sentence=split."
+            )
+        window = options.shuffle_shards if by_shard else 0
+        self._order = order_lib.Order(self._corpus.first_chunk, options.seed, window)
 
     def batch(self, first: int, last: int, end: int | None = None) -> dict[str, np.ndarray]:
         """Examples [first, last) of the run; from `end` on, rows of padding. Else as `rows`."""
@@ -243,7 +266,8 @@ class ExampleBuilder:
             "sentence_order_labels": _aligned((B,), np.int32),
         }
         examples_B = np.ascontiguousarray(examples_B, dtype=np.int64)
-        if not _build(self._corpus, self._rules, examples_B, _Batch(*batch.values())):
+        epochs_B, chunks_B = self._order.chunks(examples_B)
+        if not _build(self._corpus, self._rules, epochs_B, chunks_B, _Batch(*batch.values())):
             raise self._unknown_token()
         if self._options.sentence_objective == "none":
             del batch["sentence_order_labels"]
@@ -282,6 +306,7 @@ class _Rules(NamedTuple):
 
     objective: int
     random_next: bool
+    by_shard: bool  # a random other text is one of the same shard
     room: int  # tokens of text in a sequence
     seed: np.uint64
     short_below: int  # of 2**32
@@ -349,6 +374,7 @@ def _make_rules(vocabulary: Vocabulary, options: ExampleOptions) -> _Rules:
     return _Rules(
         objective=_OBJECTIVES[options.sentence_objective],
         random_next=options.single_sentence == "random_next",
+        by_shard=options.shuffle == "shard",
         room=L - (2 if options.sentence_objective == "none" else 3),
         seed=np.uint64(options.seed),
         short_below=round(options.short_seq_prob * 2**32),
@@ -420,14 +446,6 @@ def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
 # expression, which numba (as NumPy) would turn into a float64.
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(function, cache=True, **options)
-    except RuntimeError:  # nowhere to write the cache: compile anew in every process
-        return numba.njit(function, **options)
-
-
 def _as_pointer(_: Any, address: Any, dtype: Any) -> Any:
     """The int64 `address` as a C pointer, so that all shards go through one signature."""
     pointer = numba.types.CPointer(dtype.dtype)
@@ -448,45 +466,10 @@ def _offsets(address: int, length: int) -> np.ndarray:
 
 
 @_compiled
-def _mix(z: np.uint64) -> np.uint64:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-@_compiled
-def _key(seed: np.uint64, purpose: np.uint64, a: int, b: int) -> np.uint64:
-    return _mix(_mix(_mix(_mix(seed) ^ purpose) ^ np.uint64(a)) ^ np.uint64(b))
-
-
-@_compiled
-def _scaled(draw: np.uint64, n: int) -> np.int64:
-    return np.int64(((draw >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32))
-
-
-@_compiled
 def _below(stream: np.ndarray, n: int) -> np.int64:
     """Takes a draw from `stream`, uint64 [1]."""
     stream[0] += _GAMMA
     return _scaled(_mix(stream[0]), n)
-
-
-@_compiled
-def _permuted(slot: int, size: int, key: np.uint64) -> int:
-    width = math.ceil(math.sqrt(size))
-    left, right = slot // width, slot % width
-    while True:
-        round_key = key
-        for r in range(_ROUNDS):
-            round_key += _GAMMA
-            if r % 2 == 0:
-                left += _scaled(_mix(round_key ^ np.uint64(right)), width)
-                left -= width if left >= width else 0
-            else:
-                right += _scaled(_mix(round_key ^ np.uint64(left)), width)
-                right -= width if right >= width else 0
-        if left * width + right < size:
-            return left * width + right
 
 
 @_compiled
@@ -571,10 +554,11 @@ def _index_full(
 
 
 @_compiled
-def _build(corpus: _Corpus, rules: _Rules, examples_B: np.ndarray, batch: _Batch) -> bool:
+def _build(
+    corpus: _Corpus, rules: _Rules, epochs_B: np.ndarray, chunks_B: np.ndarray, batch: _Batch
+) -> bool:
     """Fills the batch; False where a token is not in the vocabulary."""
     B, L = batch.ids_BL.shape
-    size = corpus.first_chunk[-1]
     stream = np.empty(1, np.uint64)
     slots = np.empty((2, L + 2), np.int32)
     order = np.empty(L + 1, np.int32)
@@ -586,10 +570,9 @@ def _build(corpus: _Corpus, rules: _Rules, examples_B: np.ndarray, batch: _Batch
         batch.weights_BP[b] = 0
         batch.labels_B[b] = 0
         length, first_b = 0, L
-        if examples_B[b] >= 0:
-            epoch, slot = examples_B[b] // size, examples_B[b] % size
-            chunk = _permuted(slot, size, _key(rules.seed, _ORDER, epoch, 0))
-            stream[0] = _key(rules.seed, _EXAMPLE, epoch, chunk)
+        chunk = chunks_B[b]
+        if chunk >= 0:
+            stream[0] = _key(rules.seed, _EXAMPLE, epochs_B[b], chunk)
             shard = np.searchsorted(corpus.first_chunk, chunk, side="right") - 1
             if rules.objective == _NONE:
                 length = _lay_full(corpus, rules, shard, chunk, ids_L)
@@ -674,7 +657,7 @@ def _lay_pair(
     if other:
         own = corpus.first_document[shard] + d
         label = 1
-        b_shard, b_begin, b_end = _random_other(corpus, rules, stream, own, a_end - a_begin)
+        b_shard, b_begin, b_end = _random_other(corpus, rules, stream, shard, own, a_end - a_begin)
     elif rules.objective == _SOP:
         label = _below(stream, 2)
         if label == 1:
@@ -707,13 +690,19 @@ def _bounds(corpus: _Corpus, shard: int, chunk: int) -> tuple[int, int]:
 
 @_compiled
 def _random_other(
-    corpus: _Corpus, rules: _Rules, stream: np.ndarray, own: int, a_length: int
+    corpus: _Corpus, rules: _Rules, stream: np.ndarray, shard: int, own: int, a_length: int
 ) -> tuple[int, int, int]:
-    """Text from another document than `own`: (shard, first token, past the last token)."""
+    """Text from another document than `own`, which is in `shard`: (its shard, first token, past the
+    last token).
+    """
     mine = np.empty(1, np.uint64)
     wanted = _begin_document(mine, rules, own) - a_length
+    first_other, others = np.int64(0), corpus.first_document[-1]
+    if rules.by_shard:
+        first_other = corpus.first_document[shard]
+        others = corpus.first_document[shard + 1] - first_other
     while True:
-        other = _below(stream, corpus.first_document[-1])
+        other = first_other + _below(stream, others)
         # Shards without documents share their number with the next one: take the last of them.
         shard = np.searchsorted(corpus.first_document, other, side="right") - 1
         d = other - corpus.first_document[shard]
