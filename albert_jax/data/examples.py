@@ -5,9 +5,10 @@ In:  the shards of a split (`store.Shard`, memory-mapped and read in place), wha
 Out: batches as NumPy arrays, ready for the device.
 
 Promise: example i of a run is a pure function of (shards, options, i). With N chunks in the split,
-epoch = i div N and slot = i mod N; a permutation keyed by (seed, epoch) maps slots to chunks, so an
-epoch order every chunk once; a generator keyed by (seed, epoch, chunk) makes the example's
+epoch = i div N and slot = i mod N; permutations keyed by (seed, epoch) map slots to chunks, so an
+epoch visits every chunk once; a generator keyed by (seed, epoch, chunk) makes the example's
 choices. There is no state to save, and nothing depends on batch size, hosts or threads.
+With `packing` the same holds of rows, which hold several chunks: N is then their number.
 
 All work is done by functions that numba compiles; they release the GIL, and one call makes a batch.
 Below is the whole specification; `tests/data/slow_examples.py` is written from it in plain Python.
@@ -18,9 +19,10 @@ counter-based generator, unsigned 64-bit arithmetic throughout:
     draw k of a stream       = mix(key + (k + 1) * GAMMA),  k = 0, 1, ...
     below(n)                 = ((draw >> 32) * n) >> 32, in [0, n); takes one draw.
 Purposes: DOCUMENT (a document's chunks; a = its number in the split, b = 0), ORDER (an epoch's
-permutation; a = epoch, b = 0), EXAMPLE (a = epoch, b = the chunk's number in the split), SHARDS (an
-epoch's permutation of shards; a = epoch, b = 0), WINDOW (a window's permutation; a = epoch, b = the
-window's number), MIX (see `mixture`).
+permutation; a = epoch, b = 0), EXAMPLE (a = epoch, b = the chunk's number in the split), OTHER (a
+= the chunk's number, b = 0; with packing only), SHARDS (an epoch's permutation of shards; a =
+epoch, b = 0), WINDOW (a window's permutation; a = epoch, b = the window's number), MIX (see
+`mixture`).
 
 Order. `global`: the chunk at a slot is what ORDER's permutation of the N chunks has there.
 `shard`, for a corpus that is larger than the disk: the K shards in the order of SHARDS' permutation
@@ -57,7 +59,9 @@ Example: the draws of its stream, in this order.
     2. Random other text: document below(documents in the split), or with `shard` that of the
        chunk's own shard, below(documents in it); drawn again until it is another document that is
        not empty; begin at sentence below(sentences in it) and gather until target - len(A) tokens
-       are reached (one sentence at least) or the document ends.
+       are reached (one sentence at least) or the document ends. With packing these draws are taken
+       from the chunk's stream OTHER: the same text in every epoch, so that the length of every pair
+       is known before rows are put together.
     3. While A and B hold more than room tokens: the longer (B when equal) loses its first token
        where below(2) = 0, else its last.
     4. Masks, never of [CLS] and [SEP]. A word is a piece with `starts_word`, or the first of a
@@ -73,6 +77,12 @@ Example: the draws of its stream, in this order.
     5. Masked pieces in ascending position: below(10) < 8 becomes [MASK]; 8 stays; 9 becomes piece
        number below(pieces that are not control) of those that are not control pieces.
 The row is filled up with the vocabulary's own piece for padding, everything else with 0.
+
+Packing (`sop`, `nsp`): the pairs of a shard, at their lengths after 3, are put into rows by best
+fit (see `packing`), by which a row has no more than L places, P masked pieces by the budgets of 4,
+and `max_pairs_per_seq` pairs. A row's pairs stand one after another in the order of their chunks,
+each with its own [CLS] and [SEP]s, and each as it would be in a row of its own: cut, order and
+masks are drawn anew every epoch, which pairs share a row stays.
 
 Sources: Lan et al. 2020, arXiv:1909.11942, sections 3.1 and 4.1; google-research/albert,
 create_pretraining_data.py. Departures from the latter: n-grams end at a [SEP]; the first piece of B
@@ -91,19 +101,21 @@ import numba
 import numpy as np
 from numba import extending
 
+from albert_jax.data import compilation, packing, store
 from albert_jax.data import order as order_lib
-from albert_jax.data import store
 from albert_jax.errors import UserError
 
 if TYPE_CHECKING:
     from albert_jax.data import tokenizer as tokenizer_lib
 
-_GAMMA, _DOCUMENT, _EXAMPLE = order_lib.GAMMA, order_lib.DOCUMENT, order_lib.EXAMPLE
-_mix, _key, _scaled, _compiled = order_lib.mix, order_lib.key, order_lib.scaled, order_lib.compiled
+_GAMMA, _DOCUMENT = order_lib.GAMMA, order_lib.DOCUMENT
+_EXAMPLE, _OTHER = order_lib.EXAMPLE, order_lib.OTHER
+_mix, _key, _scaled = order_lib.mix, order_lib.key, order_lib.scaled
 _OBJECTIVES = {"sop": 0, "nsp": 1, "none": 2}
 _SOP, _NSP, _NONE = _OBJECTIVES.values()
 _SINGLE_SENTENCE = ("split", "random_next")
 _CONTINUES, _STARTS, _SPECIAL = 0, 1, 2
+_MANY = 1_000_000  # pairs that tell how much padding there is
 _ALIGNMENT_BYTES = 64  # TensorFlow takes over an array without a copy only from such an address
 
 
@@ -156,6 +168,8 @@ class ExampleOptions:
     sentence_objective: str  # "sop", "nsp" or "none"
     single_sentence: str  # "split" or "random_next"; `sop` only
     whole_word_masking: bool = True  # else every piece is masked on its own
+    packing: bool = False  # several pairs in a row; not `none`, whose rows are full anyway
+    max_pairs_per_seq: int = 32  # in a row, with packing
     shuffle: str = "global"  # an epoch's order of chunks: of all, or "shard"
     shuffle_shards: int = 8  # whose chunks are mixed with each other; "shard" only
 
@@ -170,12 +184,43 @@ class ExampleOptions:
             ("seed", 0 <= self.seed < 2**63, "from 0 to 2**63 - 1"),
             ("sentence_objective", self.sentence_objective in _OBJECTIVES, "sop, nsp or none"),
             ("single_sentence", self.single_sentence in _SINGLE_SENTENCE, "split or random_next"),
+            ("packing", not self.packing or self.sentence_objective != "none", "False with none"),
+            ("max_pairs_per_seq", self.max_pairs_per_seq >= 1, "1 or more"),
             ("shuffle", self.shuffle in order_lib.SHUFFLES, "global or shard"),
             ("shuffle_shards", self.shuffle_shards >= 1, "1 or more"),
         )
         for name, fits, wanted in rules:
             if not fits:
                 raise UserError(f"{name}={getattr(self, name)!r} makes no examples: use {wanted}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """What packing makes of a split.
+
+    Attributes:
+        max_seq_length: L, places of a row.
+        pairs: in an epoch; as many rows without packing.
+        rows: in an epoch with packing.
+        pieces: of all pairs, special ones included.
+        squares: sum over the pairs of their squared lengths.
+    """
+
+    max_seq_length: int
+    pairs: int
+    rows: int
+    pieces: int
+    squares: int
+
+    @property
+    def padding_without(self) -> float:
+        """Share of padding in rows of one pair each."""
+        return 1 - self.pieces / (self.pairs * self.max_seq_length)
+
+    @property
+    def padding_with(self) -> float:
+        """Share of padding in packed rows."""
+        return 1 - self.pieces / (self.rows * self.max_seq_length)
 
 
 class ExampleBuilder:
@@ -187,7 +232,7 @@ class ExampleBuilder:
         options: see `ExampleOptions`.
 
     Attributes:
-        examples_per_epoch: N, the number of chunks in the split.
+        examples_per_epoch: N, the number of chunks in the split; with packing, of rows.
 
     Raises:
         UserError: the split holds no text, or no second document where one is needed; a shard's
@@ -202,7 +247,7 @@ class ExampleBuilder:
         self._options = options
         self._rules = _make_rules(vocabulary, options)
         self._corpus = _index(self._shards, self._rules)
-        self.examples_per_epoch = int(self._corpus.first_chunk[-1])
+        self.examples_per_epoch = int(self._corpus.first_row[-1])
         if not self.examples_per_epoch:
             raise UserError(
                 f"the split holds no text: {len(shards)} shards without a single token. "
@@ -225,8 +270,52 @@ class ExampleBuilder:
                 "segment has to come from another document of the shard. Use shuffle=global, or "
                 "sentence_objective=sop with single_sentence=split."
             )
+        self._packing: Packing | None = None
+        if options.packing:
+            self._corpus, self._packing = self._packed()
+            self.examples_per_epoch = self._packing.rows
         window = options.shuffle_shards if by_shard else 0
-        self._order = order_lib.Order(self._corpus.first_chunk, options.seed, window)
+        self._order = order_lib.Order(self._corpus.first_row, options.seed, window)
+
+    def packing(self) -> Packing:
+        """What packing makes of the split, or would make of it. Not of `none`.
+
+        Without packing a large split is judged by its first shards, of a million pairs or more.
+        """
+        return self._packing or self._packed(_MANY)[1]
+
+    def _packed(self, many: int | None = None) -> tuple["_Corpus", Packing]:
+        """The corpus with its chunks put into rows, those of as many shards as have `many`."""
+        corpus, rules, options = self._corpus, self._rules, self._options
+        first_row, found = [0], []
+        pieces = squares = 0
+        for shard in range(len(self._shards)):
+            if many is not None and corpus.first_chunk[shard] >= many:
+                break
+            chunks = corpus.first_chunk[shard + 1] - corpus.first_chunk[shard]
+            lengths_C = np.empty(chunks, np.int32)
+            _pair_lengths(corpus, rules, shard, lengths_C)
+            found.append(
+                packing.pack(
+                    lengths_C,
+                    rules.budgets,
+                    options.max_seq_length,
+                    options.max_predictions_per_seq,
+                    options.max_pairs_per_seq,
+                )
+            )
+            first_row.append(first_row[-1] + len(found[-1].first_R) - 1)
+            pieces += int(lengths_C.sum(dtype=np.int64))
+            squares += int(np.square(lengths_C, dtype=np.int64).sum())
+        starts = [rows.first_R[:-1] + corpus.first_chunk[shard] for shard, rows in enumerate(found)]
+        pairs = int(corpus.first_chunk[len(found)])
+        corpus = corpus._replace(
+            first_row=np.array(first_row, np.int64),
+            row_begin_R=np.concatenate([*starts, [pairs]]),
+            row_chunk_N=np.concatenate([rows.sequence_C for rows in found]),
+        )
+        figures = Packing(options.max_seq_length, pairs, first_row[-1], pieces, squares)
+        return corpus, figures
 
     def batch(self, first: int, last: int, end: int | None = None) -> dict[str, np.ndarray]:
         """Examples [first, last) of the run; from `end` on, rows of padding. Else as `rows`."""
@@ -247,15 +336,21 @@ class ExampleBuilder:
             `masked_lm_ids` int32 [B, P] and `masked_lm_weights` float32 [B, P], padded with 0;
             `sentence_order_labels` int32 [B] (1 = swapped, or random next), absent when the
             objective is `none`.
+            With packing, of S = `max_pairs_per_seq` pairs at most: `sentence_order_labels` int32
+            [B, S] and `sentence_order_weights` float32 [B, S], 1 where there is a pair;
+            `segment_ids` int32 [B, L], 1, 2, 3, ... on the pairs of a row and 0 on padding;
+            `cls_positions` int32 [B, S], where each pair begins, 0-padded.
 
         Raises:
             UserError: a shard holds an id that the vocabulary does not have.
         """
-        B, L, P = (
+        B, L, P, S = (
             len(examples_B),
             self._options.max_seq_length,
             self._options.max_predictions_per_seq,
+            self._options.max_pairs_per_seq if self._options.packing else 1,
         )
+        packed_B = B if self._options.packing else 0
         batch = {
             "input_ids": _aligned((B, L), np.int32),
             "token_type_ids": _aligned((B, L), np.int32),
@@ -263,14 +358,22 @@ class ExampleBuilder:
             "masked_lm_positions": _aligned((B, P), np.int32),
             "masked_lm_ids": _aligned((B, P), np.int32),
             "masked_lm_weights": _aligned((B, P), np.float32),
-            "sentence_order_labels": _aligned((B,), np.int32),
+            "sentence_order_labels": _aligned((B, S), np.int32),
+            "sentence_order_weights": _aligned((packed_B, S), np.float32),
+            "segment_ids": _aligned((packed_B, L), np.int32),
+            "cls_positions": _aligned((packed_B, S), np.int32),
         }
         examples_B = np.ascontiguousarray(examples_B, dtype=np.int64)
-        epochs_B, chunks_B = self._order.chunks(examples_B)
-        if not _build(self._corpus, self._rules, epochs_B, chunks_B, _Batch(*batch.values())):
+        epochs_B, rows_B = self._order.places(examples_B)
+        if not _build(self._corpus, self._rules, epochs_B, rows_B, _Batch(*batch.values())):
             raise self._unknown_token()
-        if self._options.sentence_objective == "none":
-            del batch["sentence_order_labels"]
+        if self._options.packing:
+            return batch
+        for name in ("sentence_order_weights", "segment_ids", "cls_positions"):
+            del batch[name]
+        labels_B1 = batch.pop("sentence_order_labels")
+        if self._options.sentence_objective != "none":
+            batch["sentence_order_labels"] = labels_B1.reshape(B)
         return batch
 
     def _unknown_token(self) -> UserError:
@@ -299,6 +402,9 @@ class _Corpus(NamedTuple):
     chunk_end_K: np.ndarray  # int64, where the last chunk of each shard ends
     chunk_document_N: np.ndarray  # uint32, in its shard
     chunk_cut_N: np.ndarray  # uint32, sentences of segment A; [0] but for `nsp`
+    first_row: np.ndarray  # int64 [K+1], number in the split of each shard's first row
+    row_begin_R: np.ndarray  # int64 [R+1], where a row's chunks begin below; [0] without packing
+    row_chunk_N: np.ndarray  # uint32, chunks in their shard, row after row; [0] without packing
 
 
 class _Rules(NamedTuple):
@@ -318,6 +424,7 @@ class _Rules(NamedTuple):
     replacements: np.ndarray  # int32, the pieces that are not control pieces
     budgets: np.ndarray  # int64 [L+1], by sequence length
     ngram_law: np.ndarray  # int64 [ngram+1], running sums of M/n
+    packing: bool
 
 
 class _Batch(NamedTuple):
@@ -329,7 +436,10 @@ class _Batch(NamedTuple):
     positions_BP: np.ndarray
     targets_BP: np.ndarray
     weights_BP: np.ndarray
-    labels_B: np.ndarray
+    labels_BS: np.ndarray  # S = 1 without packing
+    label_weights_BS: np.ndarray  # from here on only with packing, else [0, ...]
+    segments_BL: np.ndarray
+    begins_BS: np.ndarray
 
 
 def _contiguous(number: int, shard: store.Shard) -> store.Shard:
@@ -391,6 +501,7 @@ def _make_rules(vocabulary: Vocabulary, options: ExampleOptions) -> _Rules:
             ]
         ),
         ngram_law=np.cumsum(shares),
+        packing=options.packing,
     )
 
 
@@ -432,6 +543,9 @@ def _index(shards: Sequence[store.Shard], rules: _Rules) -> _Corpus:
         chunk_end_K=np.array([len(each) for each in whole], np.int64),
         chunk_document_N=document_N,
         chunk_cut_N=cut_N,
+        first_row=first_chunk,
+        row_begin_R=np.empty(0, np.int64),
+        row_chunk_N=np.empty(0, np.uint32),
     )
 
 
@@ -442,8 +556,9 @@ def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
     return memory[begin : len(memory) - _ALIGNMENT_BYTES + begin].view(dtype).reshape(shape)
 
 
-# From here on, everything is compiled. `int` means int64; a uint64 never meets an int64 in one
-# expression, which numba (as NumPy) would turn into a float64.
+# From here on, everything is compiled.
+
+_compiled = compilation.compiled
 
 
 def _as_pointer(_: Any, address: Any, dtype: Any) -> Any:
@@ -555,7 +670,7 @@ def _index_full(
 
 @_compiled
 def _build(
-    corpus: _Corpus, rules: _Rules, epochs_B: np.ndarray, chunks_B: np.ndarray, batch: _Batch
+    corpus: _Corpus, rules: _Rules, epochs_B: np.ndarray, rows_B: np.ndarray, batch: _Batch
 ) -> bool:
     """Fills the batch; False where a token is not in the vocabulary."""
     B, L = batch.ids_BL.shape
@@ -568,40 +683,82 @@ def _build(
         batch.positions_BP[b] = 0
         batch.targets_BP[b] = 0
         batch.weights_BP[b] = 0
-        batch.labels_B[b] = 0
-        length, first_b = 0, L
-        chunk = chunks_B[b]
-        if chunk >= 0:
+        batch.labels_BS[b] = 0
+        if rules.packing:
+            batch.label_weights_BS[b] = 0
+            batch.segments_BL[b] = 0
+            batch.begins_BS[b] = 0
+        at, made = 0, 0  # places filled, pieces masked
+        row, shard, pairs = rows_B[b], 0, 0
+        if row >= 0:
+            shard = np.searchsorted(corpus.first_row, row, side="right") - 1
+            pairs = corpus.row_begin_R[row + 1] - corpus.row_begin_R[row] if rules.packing else 1
+        for s in range(pairs):
+            chunk = row
+            if rules.packing:
+                inside = np.int64(corpus.row_chunk_N[corpus.row_begin_R[row] + s])
+                chunk = corpus.first_chunk[shard] + inside
             stream[0] = _key(rules.seed, _EXAMPLE, epochs_B[b], chunk)
-            shard = np.searchsorted(corpus.first_chunk, chunk, side="right") - 1
+            free_L, first_b = ids_L[at:], L
             if rules.objective == _NONE:
-                length = _lay_full(corpus, rules, shard, chunk, ids_L)
+                length = _lay_full(corpus, rules, shard, chunk, free_L)
             else:
-                length, first_b, batch.labels_B[b] = _lay_pair(
-                    corpus, rules, shard, chunk, stream, ids_L
+                length, first_b, batch.labels_BS[b, s] = _lay_pair(
+                    corpus, rules, shard, chunk, stream, free_L
                 )
             if length < 0:
                 return False
-            _mask(
+            masks = _mask(
                 rules,
                 stream,
-                ids_L,
+                free_L,
                 length,
                 slots,
                 order,
                 masked,
-                batch.positions_BP[b],
-                batch.targets_BP[b],
-                batch.weights_BP[b],
+                batch.positions_BP[b, made:],
+                batch.targets_BP[b, made:],
+                batch.weights_BP[b, made:],
             )
-        for p in range(length):
-            attention_L[p] = 1
-            types_L[p] = 1 if p >= first_b else 0
-        for p in range(length, L):
+            for p in range(length):
+                attention_L[at + p] = 1
+                types_L[at + p] = 1 if p >= first_b else 0
+            if rules.packing:
+                batch.label_weights_BS[b, s] = 1
+                batch.segments_BL[b, at : at + length] = s + 1
+                batch.begins_BS[b, s] = at
+                batch.positions_BP[b, made : made + masks] += at
+            at += length
+            made += masks
+        for p in range(at, L):
             ids_L[p] = rules.pad_id
             attention_L[p] = 0
             types_L[p] = 0
     return True
+
+
+@_compiled
+def _pair_lengths(corpus: _Corpus, rules: _Rules, shard: int, lengths_C: np.ndarray) -> None:
+    """Writes down how many places each pair of a shard takes, at most L."""
+    sentences = _offsets(corpus.sentences_K[shard], corpus.chunk_end_K[shard] + 1)
+    stream = np.empty(1, np.uint64)
+    for c in range(len(lengths_C)):
+        chunk = corpus.first_chunk[shard] + c
+        begin, end = _bounds(corpus, shard, chunk)
+        text = sentences[end] - sentences[begin]
+        if _has_other(corpus, rules, chunk, end - begin):
+            stream[0] = _key(rules.seed, _OTHER, chunk, 0)
+            _, b_begin, b_end = _random_other(corpus, rules, stream, shard, chunk, text)
+            text += b_end - b_begin
+        lengths_C[c] = min(text, rules.room) + 3
+
+
+@_compiled
+def _has_other(corpus: _Corpus, rules: _Rules, chunk: int, k: int) -> bool:
+    """Whether B comes from another document than the chunk, which has `k` sentences."""
+    if rules.objective == _NSP:
+        return k == corpus.chunk_cut_N[chunk]
+    return k == 1 and rules.random_next
 
 
 @_compiled
@@ -634,30 +791,30 @@ def _lay_pair(
     corpus: _Corpus, rules: _Rules, shard: int, chunk: int, stream: np.ndarray, ids_L: np.ndarray
 ) -> tuple[int, int, int]:
     """Writes a sentence pair into `ids_L`; (length or -1, where B begins, label)."""
-    d = np.int64(corpus.chunk_document_N[chunk])
     begin, end = _bounds(corpus, shard, chunk)
     sentences = _offsets(corpus.sentences_K[shard], end + 1)
     a_begin, b_end = sentences[begin], sentences[end]
     k = end - begin
     label = 0
-    other = False
-    if rules.objective == _NSP:
+    other = _has_other(corpus, rules, chunk, k)
+    if other:
+        a_end = b_end
+    elif rules.objective == _NSP:
         a_end = sentences[begin + corpus.chunk_cut_N[chunk]]
-        other = a_end == b_end
     elif k > 1:
         a_end = sentences[begin + 1 + _below(stream, k - 1)]
-    elif rules.random_next:
-        a_end = b_end
-        other = True
     elif b_end - a_begin > 1:
         a_end = a_begin + 1 + _below(stream, b_end - a_begin - 1)
     else:
         a_end = b_end
     a_shard, b_shard, b_begin = shard, shard, a_end
     if other:
-        own = corpus.first_document[shard] + d
         label = 1
-        b_shard, b_begin, b_end = _random_other(corpus, rules, stream, shard, own, a_end - a_begin)
+        drawn = stream
+        if rules.packing:
+            drawn = np.empty(1, np.uint64)
+            drawn[0] = _key(rules.seed, _OTHER, chunk, 0)
+        b_shard, b_begin, b_end = _random_other(corpus, rules, drawn, shard, chunk, a_end - a_begin)
     elif rules.objective == _SOP:
         label = _below(stream, 2)
         if label == 1:
@@ -690,11 +847,12 @@ def _bounds(corpus: _Corpus, shard: int, chunk: int) -> tuple[int, int]:
 
 @_compiled
 def _random_other(
-    corpus: _Corpus, rules: _Rules, stream: np.ndarray, shard: int, own: int, a_length: int
+    corpus: _Corpus, rules: _Rules, stream: np.ndarray, shard: int, chunk: int, a_length: int
 ) -> tuple[int, int, int]:
-    """Text from another document than `own`, which is in `shard`: (its shard, first token, past the
-    last token).
+    """Text from another document than the chunk's, which is in `shard`: (its shard, first token,
+    past the last token).
     """
+    own = corpus.first_document[shard] + np.int64(corpus.chunk_document_N[chunk])
     mine = np.empty(1, np.uint64)
     wanted = _begin_document(mine, rules, own) - a_length
     first_other, others = np.int64(0), corpus.first_document[-1]
@@ -754,8 +912,8 @@ def _mask(
     positions_P: np.ndarray,
     targets_P: np.ndarray,
     weights_P: np.ndarray,
-) -> None:
-    """Masks words of `ids_L` in place and writes down what was there.
+) -> int:
+    """Masks words of `ids_L` in place and writes down what was there; how many pieces.
 
     A slot is a word or a special piece, in text order: `begins` has where each begins, `closes` the
     slot of the [SEP] that ends its segment. `order` has the slots that are words.
@@ -823,3 +981,4 @@ def _mask(
                 ids_L[p] = rules.mask_id
             elif kind == 9:
                 ids_L[p] = rules.replacements[_below(stream, len(rules.replacements))]
+    return m

@@ -1,52 +1,40 @@
-"""Which chunk an example is: of all chunks of a split in one permutation, or of a few shards' at a
-time.
+"""Which row an example is: of all rows of a split in one permutation, or of a few shards at a time.
 
-In:  how many chunks each shard has, the seed, and numbers of examples.
-Out: for each example its epoch, and the number in the split of the chunk it is made of.
+In:  how many rows each shard has (a row is a chunk, or with packing several), the seed, and numbers
+     of examples.
+Out: for each example its epoch, and the number in the split of its row.
 
-Promise: a pure function of (chunks of each shard, seed, example), in constant time; an epoch visits
-every chunk once. The specification stands in the docstring of `examples`, whose random numbers are
+Promise: a pure function of (rows of each shard, seed, example), in constant time; an epoch visits
+every row once. The specification stands in the docstring of `examples`, whose random numbers are
 made here as well.
 
 numba keeps compiled code by the file that it stands in, and does not see that a function of another
 file has changed. What other files compile in from here is `mix`, `key`, `scaled` and `permuted`
 alone: they are part of the specification, and stay as they are.
 
-Shapes: B examples, N chunks, K shards.
+Shapes: B examples, N rows, K shards.
 """
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
+
+from albert_jax.data import compilation
 
 SHUFFLES = ("global", "shard")
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
 # What a key is for; each purpose has random numbers of its own.
-DOCUMENT, ORDER, EXAMPLE = np.uint64(1), np.uint64(2), np.uint64(3)
+DOCUMENT, ORDER, EXAMPLE, OTHER = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
 SHARDS, WINDOW, MIX = np.uint64(5), np.uint64(6), np.uint64(7)
 
 _ROUNDS = 8
 _EPOCHS_KEPT = 4
+_compiled = compilation.compiled
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as machine code that releases the GIL, kept on the disk where that can be."""
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(function, cache=True, **options)
-    except RuntimeError:  # nowhere to write the cache: compile anew in every process
-        return numba.njit(function, **options)
-
-
-# In compiled code `int` means int64; a uint64 never meets an int64 in one expression, which numba
-# (as NumPy) would turn into a float64.
-
-
-@compiled
+@_compiled
 def mix(z: np.uint64) -> np.uint64:
     """SplitMix64's finaliser."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -54,19 +42,19 @@ def mix(z: np.uint64) -> np.uint64:
     return z ^ (z >> np.uint64(31))
 
 
-@compiled
+@_compiled
 def key(seed: np.uint64, purpose: np.uint64, a: int, b: int) -> np.uint64:
     """Where a stream of random numbers begins."""
     return mix(mix(mix(mix(seed) ^ purpose) ^ np.uint64(a)) ^ np.uint64(b))
 
 
-@compiled
+@_compiled
 def scaled(draw: np.uint64, n: int) -> np.int64:
     """A draw as a number in [0, n)."""
     return np.int64(((draw >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32))
 
 
-@compiled
+@_compiled
 def permuted(slot: int, size: int, key: np.uint64) -> int:
     """What stands at a slot of the permutation of [0, size) that a key names."""
     width = math.ceil(math.sqrt(size))
@@ -86,39 +74,39 @@ def permuted(slot: int, size: int, key: np.uint64) -> int:
 
 
 class Order:
-    """The order of a split's chunks in a run.
+    """The order of a split's rows in a run.
 
     Args:
-        first_chunk: int64 [K+1], number in the split of each shard's first chunk, and at the end N.
+        first_row: int64 [K+1], number in the split of each shard's first row, and at the end N.
         seed: of the run's examples.
         window: how many shards are mixed with each other; 0: all.
     """
 
-    def __init__(self, first_chunk: np.ndarray, seed: int, window: int = 0) -> None:
-        self._first_chunk, self._seed, self._window = first_chunk, np.uint64(seed), window
-        self._size = int(first_chunk[-1])
+    def __init__(self, first_row: np.ndarray, seed: int, window: int = 0) -> None:
+        self._first_row, self._seed, self._window = first_row, np.uint64(seed), window
+        self._size = int(first_row[-1])
         self._plan = functools.lru_cache(maxsize=_EPOCHS_KEPT)(self._planned)
 
-    def chunks(self, examples_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The epoch and the chunk of each example, int64 [B]; -1 for a negative number."""
-        chunks_B = np.full(len(examples_B), -1, np.int64)
+    def places(self, examples_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch and the row of each example, int64 [B]; -1 for a negative number."""
+        rows_B = np.full(len(examples_B), -1, np.int64)
         epochs_B = np.where(examples_B < 0, -1, examples_B // max(self._size, 1))
         if not self._window:
-            _in_whole(examples_B, self._size, self._seed, chunks_B)
-            return epochs_B, chunks_B
+            _in_whole(examples_B, self._size, self._seed, rows_B)
+            return epochs_B, rows_B
         for epoch in np.unique(epochs_B[epochs_B >= 0]).tolist():
             of_epoch = np.flatnonzero(epochs_B == epoch)
             slots = examples_B[of_epoch] - epoch * self._size
-            chunks_B[of_epoch] = _in_windows(
-                slots, epoch, self._seed, self._plan(epoch), self._first_chunk
+            rows_B[of_epoch] = _in_windows(
+                slots, epoch, self._seed, self._plan(epoch), self._first_row
             )
-        return epochs_B, chunks_B
+        return epochs_B, rows_B
 
     def shards(self, examples_B: np.ndarray) -> tuple[list[int], list[int]]:
-        """Which shards hold the chunks of some examples and of all near them, and which come after
+        """Which shards hold the rows of some examples and of all near them, and which come after
         those; all shards, and none, where there are no windows.
         """
-        K = len(self._first_chunk) - 1
+        K = len(self._first_row) - 1
         real = examples_B[examples_B >= 0]
         if not self._window:
             return list(range(K)), []
@@ -142,8 +130,8 @@ class Order:
         return self._plan(epoch).shard_K[w * self._window : (w + 1) * self._window].tolist()
 
     def _planned(self, epoch: int) -> "_Plan":
-        shard_K = _shards_in_order(len(self._first_chunk) - 1, self._seed, epoch)
-        counts_K = np.diff(self._first_chunk)[shard_K]
+        shard_K = _shards_in_order(len(self._first_row) - 1, self._seed, epoch)
+        counts_K = np.diff(self._first_row)[shard_K]
         first_slot = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts_K)])
         window_begin = np.append(first_slot[:-1][:: self._window], first_slot[-1])
         return _Plan(shard_K, first_slot, window_begin)
@@ -157,15 +145,15 @@ class _Plan(NamedTuple):
     window_begin: np.ndarray  # int64, the slot where each window begins, and N
 
 
-@compiled
-def _in_whole(examples_B: np.ndarray, size: int, seed: np.uint64, chunks_B: np.ndarray) -> None:
+@_compiled
+def _in_whole(examples_B: np.ndarray, size: int, seed: np.uint64, rows_B: np.ndarray) -> None:
     for b in range(len(examples_B)):
         if examples_B[b] >= 0:
             epoch, slot = examples_B[b] // size, examples_B[b] % size
-            chunks_B[b] = permuted(slot, size, key(seed, ORDER, epoch, 0))
+            rows_B[b] = permuted(slot, size, key(seed, ORDER, epoch, 0))
 
 
-@compiled
+@_compiled
 def _shards_in_order(K: int, seed: np.uint64, epoch: int) -> np.ndarray:
     shard_K = np.empty(K, np.int64)
     of_epoch = key(seed, SHARDS, epoch, 0)
@@ -174,11 +162,11 @@ def _shards_in_order(K: int, seed: np.uint64, epoch: int) -> np.ndarray:
     return shard_K
 
 
-@compiled
+@_compiled
 def _in_windows(
-    slots_B: np.ndarray, epoch: int, seed: np.uint64, plan: _Plan, first_chunk: np.ndarray
+    slots_B: np.ndarray, epoch: int, seed: np.uint64, plan: _Plan, first_row: np.ndarray
 ) -> np.ndarray:
-    chunks_B = np.empty(len(slots_B), np.int64)
+    rows_B = np.empty(len(slots_B), np.int64)
     for b in range(len(slots_B)):
         # Of windows, or shards, that begin at one slot, all but the last are empty.
         w = np.searchsorted(plan.window_begin, slots_B[b], side="right") - 1
@@ -186,5 +174,5 @@ def _in_windows(
         size = plan.window_begin[w + 1] - begin
         slot = begin + permuted(slots_B[b] - begin, size, key(seed, WINDOW, epoch, w))
         position = np.searchsorted(plan.first_slot, slot, side="right") - 1
-        chunks_B[b] = first_chunk[plan.shard_K[position]] + slot - plan.first_slot[position]
-    return chunks_B
+        rows_B[b] = first_row[plan.shard_K[position]] + slot - plan.first_slot[position]
+    return rows_B
