@@ -7,6 +7,10 @@
       --config.optimizer.learning_rate=4.4e-4
   python -m albert_jax.train --config=configs/base.py --workdir=runs/on --init=albert-base-v2 \\
       --config.data.path=stores/mine
+  python -m albert_jax.train --config=configs/base.py --workdir=runs/mixed \\
+      --config.data.path=stores/wiki,stores/law --config.data.weights=0.7,0.3
+  python -m albert_jax.train --config=configs/base.py --workdir=runs/longer \\
+      --config.data.path=stores/mine --config.data.schedule=0:128:4096,90000:512:1024
 
 The same command again continues where the run stopped, however it stopped. The workdir gets
 config.json, checkpoints/, metrics.jsonl, tensorboard/ and report/*.png. Every field of a config can
@@ -27,7 +31,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from albert_jax import cli, config
-from albert_jax.data import store
+from albert_jax.data import corpus
 from albert_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,7 +74,7 @@ def _train(
             f"--profile={args.profile[0]}:{args.profile[1]} ends after "
             f"train.steps={cfg.train.steps}."
         )
-    data = store.open_store(cfg.data.path)
+    data = corpus.open_corpus(cfg.data)
 
     import jax
 
@@ -98,7 +102,7 @@ def _train(
 def _start(
     args: argparse.Namespace,
     cfg: config.Config,
-    data: store.Store,
+    data: corpus.Corpus,
     processes: "hosts.Hosts",
 ) -> "Callable[[TrainState], TrainState]":
     """What makes of a new state one that starts from the model of --init."""

@@ -122,7 +122,8 @@ def builder_rate(builder: examples.ExampleBuilder, batch: int) -> float:
 
 
 def pipeline_rate(builder: examples.ExampleBuilder, batch: int) -> float:
-    stream = pipeline.training_batches(builder, 0, 10**9, batch, [(0, batch)])
+    stage = pipeline.Stage(builder, batch, [(0, batch)])
+    stream = pipeline.training_batches([stage], 0, 10**9)
     next(stream)
 
     def work() -> int:

@@ -116,7 +116,7 @@ _SOP, _NSP, _NONE = _OBJECTIVES.values()
 _SINGLE_SENTENCE = ("split", "random_next")
 _CONTINUES, _STARTS, _SPECIAL = 0, 1, 2
 _MANY = 1_000_000  # pairs that tell how much padding there is
-_ALIGNMENT_BYTES = 64  # TensorFlow takes over an array without a copy only from such an address
+_ALIGNMENT_BYTES = 64  # that TensorFlow wants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +256,7 @@ class ExampleBuilder:
         needs_other = options.sentence_objective == "nsp" or (
             options.sentence_objective == "sop" and options.single_sentence == "random_next"
         )
-        with_text_K = [np.count_nonzero(np.diff(shard.documents)) for shard in self._shards]
+        with_text_K = [int(np.count_nonzero(np.diff(shard.documents))) for shard in self._shards]
         if needs_other and sum(with_text_K) < 2:
             raise UserError(
                 "the split holds one document, but a second segment has to come from another one. "
@@ -352,16 +352,16 @@ class ExampleBuilder:
         )
         packed_B = B if self._options.packing else 0
         batch = {
-            "input_ids": _aligned((B, L), np.int32),
-            "token_type_ids": _aligned((B, L), np.int32),
-            "attention_mask": _aligned((B, L), np.int32),
-            "masked_lm_positions": _aligned((B, P), np.int32),
-            "masked_lm_ids": _aligned((B, P), np.int32),
-            "masked_lm_weights": _aligned((B, P), np.float32),
-            "sentence_order_labels": _aligned((B, S), np.int32),
-            "sentence_order_weights": _aligned((packed_B, S), np.float32),
-            "segment_ids": _aligned((packed_B, L), np.int32),
-            "cls_positions": _aligned((packed_B, S), np.int32),
+            "input_ids": aligned((B, L), np.int32),
+            "token_type_ids": aligned((B, L), np.int32),
+            "attention_mask": aligned((B, L), np.int32),
+            "masked_lm_positions": aligned((B, P), np.int32),
+            "masked_lm_ids": aligned((B, P), np.int32),
+            "masked_lm_weights": aligned((B, P), np.float32),
+            "sentence_order_labels": aligned((B, S), np.int32),
+            "sentence_order_weights": aligned((packed_B, S), np.float32),
+            "segment_ids": aligned((packed_B, L), np.int32),
+            "cls_positions": aligned((packed_B, S), np.int32),
         }
         examples_B = np.ascontiguousarray(examples_B, dtype=np.int64)
         epochs_B, rows_B = self._order.places(examples_B)
@@ -549,7 +549,8 @@ def _index(shards: Sequence[store.Shard], rules: _Rules) -> _Corpus:
     )
 
 
-def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array, not filled, at an address from which TensorFlow takes it over without a copy."""
     count = math.prod(shape)
     memory = np.empty(count * np.dtype(dtype).itemsize + _ALIGNMENT_BYTES, np.uint8)
     begin = -memory.ctypes.data % _ALIGNMENT_BYTES

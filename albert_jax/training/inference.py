@@ -32,6 +32,7 @@ def load(
         distillation=config_lib.DistillationConfig(),  # the teacher has done its work
         # It may have been trained on another platform, with a kernel that there is not here.
         model=dataclasses.replace(cfg.model, attention="auto"),
+        data=dataclasses.replace(cfg.data, schedule=""),  # nor is anything learnt
         mesh=config_lib.MeshConfig(data=-1, fsdp=1, tensor=1),
         train=dataclasses.replace(
             cfg.train, global_batch_size=-(-size // len(devices)) * len(devices), microbatch_size=0

@@ -1,18 +1,22 @@
-"""Pretraining on a token store, as the training loop sees it: examples, exact held-out losses,
-wording, pictures.
+"""Pretraining on a token store or several, as the training loop sees it: examples, exact held-out
+losses, wording, pictures.
 """
 
 import dataclasses
+import itertools
 import math
 import pathlib
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from albert_jax import curriculum
 from albert_jax.config import Config, DataConfig
-from albert_jax.data import examples, store
+from albert_jax.data import corpus, examples, mixture, pipeline
+from albert_jax.data.corpus import Corpus
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.training import distillation, report, telemetry
@@ -24,23 +28,36 @@ class Course:
 
     Args:
         run: its program.
-        data: the token store.
+        data: what it reads.
     """
 
-    def __init__(self, run: Program, data: store.Store) -> None:
-        self._config, self._unigram_loss = run.config, data.unigram_loss
+    def __init__(self, run: Program, data: Corpus) -> None:
+        self._run, self._config, self._data = run, run.config, data
+        self._unigram_loss = data.unigram_loss
         self._teacher = run.teacher.model.config if run.teacher else None
         self.tokenizer: Tokenizer = data.tokenizer()
-        self.examples = example_builder(run.config, data, "train")
-        self.held_out = example_builder(run.config, data, "validation")
-        self.evaluation_batches = run.config.eval.steps or None
-        self.only_batch = run.abstract_batch()
+        self.held_out = HeldOut(run.config, data, run.config.eval.steps or None)
+        self.evaluation_batches: int | None = None  # each part has its own number of them
+
+    def examples(self, stage: curriculum.Stage) -> pipeline.Builder:
+        """The training examples of a stage; where there are several, made when they are needed."""
+
+        def make() -> pipeline.Builder:
+            return example_builder(self._config.at(stage), self._data, "train")
+
+        return _Later(make) if self._config.data.schedule else make()
+
+    def abstract_batch(self, stage: curriculum.Stage) -> Any:
+        """Shapes and shardings of a stage's batches."""
+        return dataclasses.replace(self._run, config=self._config.at(stage)).abstract_batch()
 
     def evaluate(
         self, program: Program, params: Any, batches: Iterable[Mapping[str, np.ndarray]]
     ) -> dict[str, dict[str, float]]:
-        """Figures of the validation split."""
-        return {"validation": evaluate(program, params, batches)}
+        """Figures of the validation split; of several stores in the mix's proportion, and of each
+        under its name.
+        """
+        return self.held_out.evaluate(program, params, batches)
 
     def score(self, figures: Mapping[str, float]) -> float:
         """How good that is; more is better."""
@@ -57,6 +74,11 @@ class Course:
         """An evaluation after `number` steps, as a person reads it."""
         found = figures["validation"]
         text = summary(found, self._config)
+        text += "".join(
+            f"\n  {split.partition('/')[2]}: {summary(part, self._config)}"
+            for split, part in figures.items()
+            if split != "validation"
+        )
         warmed_up = number >= max(self._config.optimizer.warmup_steps, 1)
         if warmed_up and found["masked_lm_loss"] > self._unigram_loss:
             text += (
@@ -71,14 +93,93 @@ class Course:
 
     def flops(self, batch: Mapping[str, Any]) -> float:
         """Floating-point operations of a training step on one row of a batch."""
-        del batch  # all are of one length
-        return telemetry.model_flops_per_sequence(
-            self._config.model, self._config.data, self._teacher
+        shape = dataclasses.replace(
+            self._config.data,
+            max_seq_length=batch["input_ids"].shape[-1],
+            max_predictions_per_seq=batch["masked_lm_ids"].shape[-1],
         )
+        return telemetry.model_flops_per_sequence(self._config.model, shape, self._teacher)
 
 
-def resolve(config: Config, data: store.Store) -> Config:
-    """The config with what only the store knows, vocabulary size and fingerprint, and what only the
+class HeldOut:
+    """The validation split as one source of examples: of several stores one after another.
+
+    Args:
+        config: the run's.
+        data: what it reads.
+        limit: batches of each store at most; None: all.
+
+    Attributes:
+        examples_per_epoch: of all stores, rows that fill up their last batches among them.
+        batches: of all stores.
+    """
+
+    def __init__(self, config: Config, data: Corpus, limit: int | None = None) -> None:
+        parts = corpus.parts(data)
+        self._names, self._weights = [name for name, _ in parts], corpus.weights(data)
+        builders = [example_builder(config, each, "validation") for _, each in parts]
+        self._chain = mixture.Chain(builders, config.train.global_batch_size, limit)
+        self.examples_per_epoch = self._chain.examples_per_epoch
+        self.batches = sum(self._chain.batches)
+
+    def rows(self, examples_B: np.ndarray) -> dict[str, np.ndarray]:
+        """As `ExampleBuilder.rows`; all of one batch."""
+        return self._chain.rows(examples_B)
+
+    def evaluate(
+        self, program: Program, params: Any, batches: Iterable[Mapping[str, np.ndarray]]
+    ) -> dict[str, dict[str, float]]:
+        """Figures out of all batches, as `evaluate` makes them: "validation", which of several
+        stores has their means by weight, and "validation/NAME" of each of them.
+        """
+        stream = iter(batches)
+        found = [
+            evaluate(program, params, itertools.islice(stream, count))
+            for count in self._chain.batches
+        ]
+        for _ in stream:  # to its end, where the loop goes back to its own pace
+            pass
+        if len(found) == 1:
+            return {"validation": found[0]}
+        named = {f"validation/{name}": part for name, part in zip(self._names, found, strict=True)}
+        return {"validation": self._mixed(found), **named}
+
+    def _mixed(self, found: list[dict[str, float]]) -> dict[str, float]:
+        mixed = {
+            name: sum(
+                weight * part[name] for weight, part in zip(self._weights, found, strict=True)
+            )
+            for name in found[0]
+        }
+        mixed["perplexity"] = math.exp(min(mixed["masked_lm_loss"], 700.0))
+        for counted in ("masked_words", "examples"):
+            mixed[counted] = sum(part[counted] for part in found)
+        return mixed
+
+
+class _Later:
+    """A builder that is made when its first examples are wanted."""
+
+    def __init__(self, make: Callable[[], pipeline.Builder]) -> None:
+        self._make, self._lock = make, threading.Lock()
+        self._made: pipeline.Builder | None = None
+
+    def _builder(self) -> pipeline.Builder:
+        with self._lock:
+            if self._made is None:
+                self._made = self._make()
+        return self._made
+
+    @property
+    def examples_per_epoch(self) -> int:
+        return self._builder().examples_per_epoch
+
+    def rows(self, examples_B: np.ndarray) -> dict[str, np.ndarray]:
+        return self._builder().rows(examples_B)
+
+
+def resolve(config: Config, data: Corpus) -> Config:
+    """The config with what only the data knows, vocabulary size and fingerprint, and what only the
     teacher's run knows, its newest checkpoint.
 
     Raises:
@@ -101,10 +202,13 @@ def resolve(config: Config, data: store.Store) -> Config:
     return distillation.resolve(config, data.tokenizer().sha256)
 
 
-def example_builder(config: Config, data: store.Store, split: str) -> examples.ExampleBuilder:
+def example_builder(config: Config, data: Corpus, split: str) -> pipeline.Builder:
     """The examples of a split as a run sees them: with its own settings, or the fixed ones of the
     validation split.
     """
+    if isinstance(data, mixture.Stores):
+        builders = [example_builder(config, each, split) for each in data.stores]
+        return mixture.Mixture(builders, data.weights, config.data.seed)
     fields = config.data if split == "train" else held_out(config.data)
     options = examples.ExampleOptions(
         max_seq_length=fields.max_seq_length,
@@ -116,6 +220,8 @@ def example_builder(config: Config, data: store.Store, split: str) -> examples.E
         sentence_objective=config.model.sentence_objective,
         single_sentence=fields.single_sentence,
         whole_word_masking=fields.whole_word_masking,
+        shuffle=fields.shuffle,
+        shuffle_shards=fields.shuffle_shards,
     )
     vocabulary = examples.Vocabulary.of(data.tokenizer())
     return examples.ExampleBuilder(data.split(split), vocabulary, options)
@@ -126,13 +232,14 @@ def held_out(data: DataConfig) -> DataConfig:
     runs compare.
 
     15 % of each sequence, always the same masks, no sequences cut short, whatever the run trains
-    on.
+    on and however its schedule goes.
     """
     return dataclasses.replace(
         data,
         masked_lm_prob=0.15,
         max_predictions_per_seq=max(1, round(0.15 * data.max_seq_length)),
         short_seq_prob=0.0,
+        shuffle="global",
         seed=0,
     )
 
