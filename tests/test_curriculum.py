@@ -13,7 +13,7 @@ BASE = str(ROOT / "configs" / "base.py")
 
 
 def load(schedule: str, *overrides: str) -> config.Config:
-    return config.load(BASE, [f"data.schedule={schedule}", *overrides])
+    return config.load(BASE, ["train.steps=125000", f"data.schedule={schedule}", *overrides])
 
 
 def test_without_a_schedule_all_batches_are_alike():
@@ -44,7 +44,12 @@ def test_a_stage_is_a_config_of_its_own():
     short = cfg.at(cfg.stages[0])
     by_hand = config.load(
         BASE,
-        ["data.max_seq_length=128", "data.masked_lm_prob=0.2", "data.max_predictions_per_seq=26"],
+        [
+            "train.steps=125000",
+            "data.max_seq_length=128",
+            "data.masked_lm_prob=0.2",
+            "data.max_predictions_per_seq=26",
+        ],
     )
     assert short == by_hand
 

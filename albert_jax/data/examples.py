@@ -94,14 +94,14 @@ Shapes: B examples, L sequence length, P masked slots, V vocabulary, N chunks, K
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numba
 import numpy as np
 from numba import extending
 
-from albert_jax.data import compilation, packing, store
+from albert_jax.data import compilation, nearby, packing, store
 from albert_jax.data import order as order_lib
 from albert_jax.errors import UserError
 
@@ -230,6 +230,8 @@ class ExampleBuilder:
         shards: the split's shards, in order; their arrays are read in place at every call.
         vocabulary: of the tokenizer that made the shards.
         options: see `ExampleOptions`.
+        tokens: where the shards' tokens come from, with `shuffle="shard"`; the shards' own arrays
+            then only say how many there are. None: from the shards.
 
     Attributes:
         examples_per_epoch: N, the number of chunks in the split; with packing, of rows.
@@ -240,8 +242,13 @@ class ExampleBuilder:
     """
 
     def __init__(
-        self, shards: Sequence[store.Shard], vocabulary: Vocabulary, options: ExampleOptions
+        self,
+        shards: Sequence[store.Shard],
+        vocabulary: Vocabulary,
+        options: ExampleOptions,
+        tokens: nearby.NearShards | None = None,
     ) -> None:
+        self._tokens = tokens
         self._shards = [_contiguous(number, shard) for number, shard in enumerate(shards)]
         self._vocabulary = vocabulary
         self._options = options
@@ -365,8 +372,15 @@ class ExampleBuilder:
         }
         examples_B = np.ascontiguousarray(examples_B, dtype=np.int64)
         epochs_B, rows_B = self._order.places(examples_B)
-        if not _build(self._corpus, self._rules, epochs_B, rows_B, _Batch(*batch.values())):
-            raise self._unknown_token()
+        corpus, held = self._corpus, {}
+        if self._tokens:
+            held = self._tokens.held(*self._order.shards(examples_B))
+            tokens_K = corpus.tokens_K.copy()
+            for shard, tokens in held.items():
+                tokens_K[shard] = tokens.ctypes.data
+            corpus = corpus._replace(tokens_K=tokens_K)
+        if not _build(corpus, self._rules, epochs_B, rows_B, _Batch(*batch.values())):
+            raise self._unknown_token(held)
         if self._options.packing:
             return batch
         for name in ("sentence_order_weights", "segment_ids", "cls_positions"):
@@ -376,11 +390,12 @@ class ExampleBuilder:
             batch["sentence_order_labels"] = labels_B1.reshape(B)
         return batch
 
-    def _unknown_token(self) -> UserError:
+    def _unknown_token(self, held: Mapping[int, np.ndarray]) -> UserError:
         for number, shard in enumerate(self._shards):
-            unknown = np.flatnonzero(shard.tokens >= self._vocabulary.vocab_size)
+            tokens = held.get(number, shard.tokens)
+            unknown = np.flatnonzero(tokens >= self._vocabulary.vocab_size)
             if len(unknown):
-                where, token = int(unknown[0]), int(shard.tokens[unknown[0]])
+                where, token = int(unknown[0]), int(tokens[unknown[0]])
                 return UserError(
                     f"shard {number}, token {where} is {token}, but the tokenizer has only "
                     f"{self._vocabulary.vocab_size} pieces: the store was made with another "
@@ -460,7 +475,10 @@ def _contiguous(number: int, shard: store.Shard) -> store.Shard:
                 f"{rule}: the store is damaged. Prepare it again."
             )
     return store.Shard(
-        tokens=np.ascontiguousarray(shard.tokens),
+        # What stands for tokens that are elsewhere has no strides, and takes no memory.
+        tokens=shard.tokens
+        if not any(shard.tokens.strides)
+        else np.ascontiguousarray(shard.tokens),
         sentences=np.ascontiguousarray(shard.sentences, dtype=np.int64),
         documents=np.ascontiguousarray(shard.documents, dtype=np.int64),
     )

@@ -48,7 +48,7 @@ def second(store, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Another store of the same tokenizer, of words in no order."""
     folder = tmp_path_factory.mktemp("second")
     rng = random.Random(1)
-    words = "the cat dog bird sees likes river house".split()
+    words = ["the", "cat", "dog", "bird", "sees", "likes", "river", "house"]
     text = "\n\n".join(
         "\n".join(f"{' '.join(rng.choices(words, k=7))}." for _ in range(20)) for _ in range(25)
     )
