@@ -191,6 +191,13 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     unfinished.replace(folder / MANIFEST)
 
 
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes JSON under a temporary name and renames it: it is there whole, or not at all."""
+    unfinished = path.with_name(path.name + UNFINISHED)
+    unfinished.write_text(json.dumps(value), encoding="utf-8")
+    unfinished.replace(path)
+
+
 class ShardWriter:
     """Streams one shard of one split to its three files; holds nothing.
 
