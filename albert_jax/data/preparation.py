@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from albert_jax import progress as progress_lib
-from albert_jax.data import claim, python_docs, shards, store, text, workers
+from albert_jax.data import beam, claim, python_docs, shards, store, text, workers
 from albert_jax.data import tokenizer as tokenizer_lib
 from albert_jax.errors import UserError
 
@@ -52,6 +52,7 @@ class Options:
         file_format: "text", "jsonl", or "" to go by each file's name.
         validation_fraction: share of the text that is held out, by sections.
         workers: processes; the store does not depend on it.
+        cluster: the machines that write the shards, through Beam; None for processes of our own.
         resume: go on with the unfinished store that is there.
     """
 
@@ -64,6 +65,7 @@ class Options:
     validation_fraction: float
     workers: int
     resume: bool
+    cluster: beam.Cluster | None = None
 
     def __post_init__(self) -> None:
         """Raises UserError for values that make no sense."""
@@ -97,6 +99,8 @@ def prepare(inputs: Sequence[str], output: str, options: Options) -> store.Store
         UserError: bad input, an output that is taken, a full disk, a killed worker. What shards
             were finished stay for `resume`; the output folder does not appear.
     """
+    if options.cluster:
+        options.cluster.check(inputs, output)
     path = Path(output)
     claim.refuse_taken(path)
     folder = path.with_name(path.name + store.UNFINISHED)
@@ -283,6 +287,8 @@ def _complete(
     jobs: Sequence[shards.ShardJob], options: Options, progress: progress_lib.Progress
 ) -> list[dict[str, Any]]:
     """The records of these shards, in order, each written or found whole."""
+    if options.cluster:
+        return beam.complete(jobs, options.cluster, progress)
     processes = min(options.workers, max(len(jobs), 1))
     done = workers.parallel(shards.complete, jobs, processes, progress, "documents")
     return [record for _, record in sorted(done, key=lambda one: one[0])]
