@@ -107,9 +107,12 @@ def kept_if_useful(folder: Path) -> Iterator[None]:
 
 
 def tidy(folder: Path, tokenizer: str) -> None:
-    """Removes what only the work needed."""
+    """Removes what only the work needed, and what was left of files by a writer that was killed."""
     for path in folder.iterdir():
         if path.is_file() and path.name not in (tokenizer, store.MANIFEST):
+            path.unlink()
+    for split in store.SPLITS:
+        for path in (folder / split).glob(f"*{store.UNFINISHED}"):
             path.unlink()
 
 

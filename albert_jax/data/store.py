@@ -14,11 +14,14 @@ those who copy stores.
 Shapes: T tokens, S sentences, D documents.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import secrets
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -182,24 +185,42 @@ def tokenizer_record(tokenizer: tokenizer_lib.Tokenizer) -> dict[str, Any]:
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Writes the manifest under a temporary name, to the disk itself, and renames it."""
-    unfinished = folder / (MANIFEST + UNFINISHED)
-    with unfinished.open("w", encoding="utf-8") as file:
+    with appearing(folder / MANIFEST) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1, ensure_ascii=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-    unfinished.replace(folder / MANIFEST)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes JSON under a temporary name and renames it: it is there whole, or not at all."""
-    unfinished = path.with_name(path.name + UNFINISHED)
-    unfinished.write_text(json.dumps(value), encoding="utf-8")
-    unfinished.replace(path)
+    """Writes a file of JSON that is there whole, or not at all."""
+    with appearing(path) as unfinished:
+        unfinished.write_text(json.dumps(value), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Where to write a file that gets its name when it is whole; another writer has another."""
+    unfinished = _name_beside(path)
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise
+
+
+def _name_beside(path: Path) -> Path:
+    """A name that no other writer of the same file uses."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
 
 
 class ShardWriter:
     """Streams one shard of one split to its three files; holds nothing.
+
+    A file appears under its name when it is whole. So two who write the same shard at a time, as
+    happens where a machine that seemed lost comes back, do not harm each other.
 
     with ShardWriter(folder / "train", "00000-of-00026", np.uint16) as writer:
         writer.append(tokens_T, sentence_lengths_S, document_lengths_D)
@@ -260,8 +281,9 @@ class _NpyStream:
 
     def __init__(self, path: Path, dtype: np.dtype) -> None:
         self._path = path
+        self._unfinished = _name_beside(path)
         self._dtype = dtype
-        self._file = path.open("wb")
+        self._file = self._unfinished.open("wb")
         self._file.write(bytes(_HEADER_BYTES))
         self.count = 0
 
@@ -270,19 +292,21 @@ class _NpyStream:
         self.count += len(values)
 
     def finish(self) -> str:
-        """Closes the file; returns its SHA-256."""
+        """Closes the file and gives it its name; returns its SHA-256."""
         self._file.seek(0)
         self._file.write(self._header())
         self._file.close()
-        return sha256(self._path)
+        digest = sha256(self._unfinished)
+        self._unfinished.replace(self._path)
+        return digest
 
     def abandon(self) -> None:
         # Closing flushes, and flushing is what fails on a full disk; the error under way matters
         # more.
-        try:
+        with contextlib.suppress(OSError):
             self._file.close()
-        except OSError:
-            return
+        with contextlib.suppress(OSError):
+            self._unfinished.unlink()
 
     def _header(self) -> bytes:
         """Format 1.0 of https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html."""
