@@ -496,6 +496,11 @@ def _files() -> Any:
     return fsspec.filesystem("gcs")
 
 
+def in_use() -> bool:
+    """Whether this process has asked for anything in a bucket."""
+    return _files.cache_info().currsize > 0
+
+
 def _silence() -> float:
     return max(1.0, min(_SILENCE, patience()))
 
