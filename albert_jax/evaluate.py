@@ -22,6 +22,7 @@ from albert_jax import cli, config
 from albert_jax.data import corpus
 from albert_jax.errors import UserError
 from albert_jax.progress import Progress
+from albert_jax.training import run_folder
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,11 +40,19 @@ def main(argv: Sequence[str]) -> int:
         "--json", metavar="FILE", help="also write the figures there; - for standard output"
     )
     args = parser.parse_args(argv)
+    with run_folder.opened(args.workdir) as args.workdir:
+        return _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
     cfg = config.read_workdir(args.workdir)
     if cfg.task.name:
         return _evaluate_task(cfg, args)
     if not (args.data or cfg.data.path):
-        raise UserError(f"{args.workdir} has no data of its own; name a token store with --data.")
+        raise UserError(
+            f"{run_folder.named(args.workdir)} has no data of its own; name a token store with "
+            "--data."
+        )
     data = corpus.open_corpus(corpus.other(cfg.data, args.data) if args.data else cfg.data)
 
     from albert_jax.data import pipeline
