@@ -142,6 +142,8 @@ class DataConfig:
     shuffle: str = "global"  # an epoch's order: of all examples; shard: of a few shards' at a time,
     # for a corpus larger than the disk
     shuffle_shards: int = 8  # that are mixed with each other; `shuffle=shard` only
+    cache_gib: float = 0.0  # of tokens of stores in a bucket that are kept on the local disk, with
+    # shuffle=shard; 0 = all of them
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -156,6 +158,7 @@ class DataConfig:
         _one_of("data", self, "single_sentence", SINGLE_SENTENCE)
         _one_of("data", self, "shuffle", SHUFFLES)
         _at_least("data", self, "shuffle_shards", 1)
+        _at_least("data", self, "cache_gib", 0.0)
         _between("data", self, "seed", 0, 2**31 - 1)
 
 
@@ -486,7 +489,7 @@ _SECTIONS: dict[str, type] = {
 # What may differ when a run goes on in the same workdir: where it runs and how often it saves or
 # is looked at, never what it computes. (A store that moved is the same by its fingerprint.)
 CHANGEABLE = frozenset(
-    {"data.path", "train.microbatch_size", "model.remat", "model.attention"}
+    {"data.path", "data.cache_gib", "train.microbatch_size", "model.remat", "model.attention"}
     | {"train.max_skipped_batches", "train.stall_minutes"}
     | {f"mesh.{axis}" for axis in ("data", "fsdp", "tensor")}
     | {f"checkpoint.{field.name}" for field in dataclasses.fields(CheckpointConfig)}

@@ -16,14 +16,20 @@ def open_corpus(data: DataConfig) -> Corpus:
         UserError: it is not whole, or names stores that do not go together.
     """
     paths = [path.strip() for path in data.path.split(",") if path.strip()]
+    whole = not reads_near(data)
     if len(paths) > 1:
-        return mixture.open_stores(paths, data.weights)
+        return mixture.open_stores(paths, data.weights, whole)
     if data.weights:
         raise UserError(
             f"data.weights={data.weights} is for several stores, but data.path={data.path} names "
             "one; name them all, with commas between, or leave the weights out."
         )
-    return store.open_store(data.path)
+    return store.open_store(data.path, whole)
+
+
+def reads_near(data: DataConfig) -> bool:
+    """Whether the tokens of stores in a bucket are made local a few shards at a time."""
+    return data.shuffle == "shard" and data.cache_gib > 0
 
 
 def parts(data: Corpus) -> tuple[tuple[str, store.Store], ...]:

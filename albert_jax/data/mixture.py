@@ -244,7 +244,7 @@ class Stores:
             theirs, ours = (each.manifest["tokenizer"]["sha256"] for each in (other, first))
             if theirs != ours:
                 raise UserError(
-                    f"data.path: {first.path} and {other.path} were prepared with different "
+                    f"data.path: {first.place} and {other.place} were prepared with different "
                     f"tokenizers (SHA-256 {ours[:12]} and {theirs[:12]}); prepare one of them "
                     f"again with --tokenizer={first.tokenizer_path}."
                 )
@@ -254,14 +254,14 @@ class Stores:
                     name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)
                 )
                 raise UserError(
-                    f"data.path: {first.path} and {other.path} were prepared with different "
+                    f"data.path: {first.place} and {other.place} were prepared with different "
                     f"normalisation ({', '.join(differing)}); prepare one of them again with the "
                     "other's."
                 )
         for place, each in enumerate(self.stores):
             if each.fingerprint in [before.fingerprint for before in self.stores[:place]]:
                 raise UserError(
-                    f"data.path names {each.path} twice, or a copy of it; give it once, with the "
+                    f"data.path names {each.place} twice, or a copy of it; give it once, with the "
                     "sum of the weights."
                 )
 
@@ -277,16 +277,16 @@ class Stores:
     @property
     def names(self) -> tuple[str, ...]:
         """Of each store, the last parts of its path that tell it from the others."""
-        parts = [each.path.parts for each in self.stores]
+        parts = [tuple(each.place.split("/")) for each in self.stores]
         depth = 1
         while len({part[-depth:] for part in parts}) < len({*parts}):
             depth += 1
         return tuple("/".join(part[-depth:]) for part in parts)
 
     @property
-    def path(self) -> str:
-        """All paths, as `data.path` names them."""
-        return ",".join(str(each.path) for each in self.stores)
+    def place(self) -> str:
+        """Where they all are, for people and for `data.path`."""
+        return ",".join(each.place for each in self.stores)
 
     @property
     def vocab_size(self) -> int:
@@ -307,15 +307,15 @@ class Stores:
         return self.stores[0].tokenizer()
 
 
-def open_stores(paths: Sequence[str], weights: str) -> Stores:
-    """The stores of `data.path`, in the shares of `data.weights`.
+def open_stores(paths: Sequence[str], weights: str, whole: bool = True) -> Stores:
+    """The stores of `data.path`, in the shares of `data.weights`; `whole` as in `store.open_store`.
 
     Raises:
         UserError: as `store.open_store` does; stores that do not go together, or weights that are
             not one for each.
     """
     shares = parse_weights(weights, len(paths))
-    return Stores(tuple(map(store.open_store, paths)), shares)
+    return Stores(tuple(store.open_store(path, whole) for path in paths), shares)
 
 
 def parse_weights(text: str, stores: int) -> tuple[fractions.Fraction, ...]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from albert_jax.data import store
 from albert_jax.errors import UserError
 
 _GIB = 2**30
@@ -116,3 +117,19 @@ class NearShards:
                 if self._kept.get(shard) is future:
                     del self._kept[shard]
             future.set_exception(error)
+
+
+def of_store(
+    data: store.Store, split: str, most_bytes: int
+) -> tuple[tuple[store.Shard, ...], NearShards]:
+    """The shards of a split by their offsets alone, which are made local, and their tokens a few
+    at a time.
+    """
+    shards = data.offsets(split)
+    near = NearShards(
+        lambda shard: data.fetch(split, shard, ("tokens",)).tokens,
+        lambda shard: data.drop(split, shard, ("tokens",)),
+        [len(shard.tokens) * shard.tokens.itemsize for shard in shards],
+        most_bytes,
+    )
+    return shards, near

@@ -23,7 +23,7 @@ import os
 import re
 import secrets
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,10 +38,12 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation")
 ARRAYS = ("tokens", "sentences", "documents")
+OFFSETS = ARRAYS[1:]
 # A store is written beside its place under this ending and moved there when it is whole.
 UNFINISHED = ".unfinished"
 
 _USUAL_TOKENIZER = tokenizer_lib.TRAINED_FILES["unigram"]
+_FETCHES = 3
 _SHARD_NAME = re.compile(r"[\w-]+")
 _HEADER_BYTES = 128  # of each .npy file: room for any shape, so that it can be written last
 
@@ -80,34 +82,73 @@ class Store:
         """Where the store is, for people and for `data.path`."""
         return self.source or str(self.path)
 
-    def fetch(self, split: str, index: int) -> Shard:
-        """One shard, memory-mapped; of a store in a bucket it is made local first.
+    def split(self, name: str) -> tuple[Shard, ...]:
+        """The shards of "train" or "validation", memory-mapped, in order; some may be empty. Of a
+        store in a bucket, what is not on the local disk yet is copied there.
+        """
+        return self._all(name, ARRAYS)
+
+    def offsets(self, name: str) -> tuple[Shard, ...]:
+        """As `split`, but for the tokens: zeros stand for them, which take no memory."""
+        return self._all(name, OFFSETS)
+
+    def fetch(self, split: str, index: int, arrays: Sequence[str] = ARRAYS) -> Shard:
+        """One shard, memory-mapped; of a store in a bucket it is made local first, silently.
 
         For corpora larger than the disk: open the store with `whole=False`, fetch a shard before it
         is needed, and `drop` it when it is done with. Safe to call from several threads and
         processes, but fetching is one at a time for all processes that share a cache.
 
+        Args:
+            split, index: which shard.
+            arrays: what of it; zeros stand for the rest.
+
         Raises:
             UserError: the bucket cannot be reached, the shard is damaged, the disk is full.
         """
-        name = self.manifest["splits"][split]["shards"][index]["name"]
-        if self.source:
-            store_copy.complete(self.source, self.path, _shard_files(self.manifest, split, index))
-        return Shard(*(self._array(split, name, array) for array in ARRAYS))
+        for _ in range(_FETCHES - 1):
+            try:
+                return self._fetched(split, index, arrays)
+            except FileNotFoundError:  # another process that shares the cache has dropped it
+                continue
+        return self._fetched(split, index, arrays)
 
-    def drop(self, split: str, index: int) -> None:
-        """Deletes the local copy of a shard. A `Shard` that is in use stays readable, and its room
-        is free when the last one goes. Of a store on this machine it deletes nothing.
+    def drop(self, split: str, index: int, arrays: Sequence[str] = ARRAYS) -> None:
+        """Deletes the local copy of a shard, or of some of its arrays. A `Shard` that is in use
+        stays readable, and its room is free when the last one goes. Of a store on this machine it
+        deletes nothing.
         """
         if self.source:
-            store_copy.drop(self.path, _shard_files(self.manifest, split, index))
+            store_copy.drop(self.path, _shard_files(self.manifest, split, index, arrays))
 
-    def split(self, name: str) -> tuple[Shard, ...]:
-        """The shards of "train" or "validation", memory-mapped, in order; some may be empty."""
-        return tuple(
-            Shard(*(self._array(name, shard["name"], array) for array in ARRAYS))
-            for shard in self.manifest["splits"][name]["shards"]
-        )
+    def _fetched(self, split: str, index: int, arrays: Sequence[str]) -> Shard:
+        if self.source:
+            files = _shard_files(self.manifest, split, index, arrays)
+            store_copy.complete(self.source, self.path, files, shown=False)
+        return self._shard(split, index, arrays)
+
+    def _all(self, split: str, arrays: Sequence[str]) -> tuple[Shard, ...]:
+        shards = range(len(self.manifest["splits"][split]["shards"]))
+        if self.source:
+            files = [
+                file
+                for index in shards
+                for file in _shard_files(self.manifest, split, index, arrays)
+            ]
+            store_copy.complete(self.source, self.path, files)
+        return tuple(self._shard(split, index, arrays) for index in shards)
+
+    def _shard(self, split: str, index: int, arrays: Sequence[str]) -> Shard:
+        record = self.manifest["splits"][split]["shards"][index]
+        found = {}
+        for array in ARRAYS:
+            if array in arrays:
+                found[array] = self._array(split, record["name"], array)
+            else:
+                dtype = self.manifest["token_dtype"] if array == "tokens" else np.int64
+                entries = record[array] + (array != "tokens")
+                found[array] = np.broadcast_to(np.zeros((), dtype), (entries,))
+        return Shard(**found)
 
     def tokenizer(self) -> tokenizer_lib.Tokenizer:
         """The tokenizer the store was written with, and its normalisation.
@@ -155,6 +196,10 @@ class Store:
         path = self.path / split / f"{shard}.{array}.npy"
         try:
             return np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            if self.source:
+                raise
+            raise UserError(f"{path} is missing; copy or prepare the store again.") from None
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}); prepare the store again.") from None
 
@@ -262,13 +307,15 @@ def _parsed(content: bytes, place: str) -> dict[str, Any]:
     return manifest
 
 
-def _shard_files(manifest: dict[str, Any], split: str, index: int) -> list[store_copy.File]:
-    """The files of a shard, in the order of `ARRAYS`."""
+def _shard_files(
+    manifest: dict[str, Any], split: str, index: int, arrays: Sequence[str] = ARRAYS
+) -> list[store_copy.File]:
+    """The files of a shard's arrays."""
     shard = manifest["splits"][split]["shards"][index]
     if not _SHARD_NAME.fullmatch(shard["name"]):  # it becomes a path
         raise UserError(f"the manifest names a shard {shard['name']!r}; prepare the store again.")
     files = []
-    for array in ARRAYS:
+    for array in arrays:
         itemsize = np.dtype(manifest["token_dtype"]).itemsize if array == "tokens" else 8
         entries = shard[array] + (array != "tokens")
         name = f"{split}/{shard['name']}.{array}.npy"

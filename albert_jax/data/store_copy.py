@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -42,8 +43,8 @@ class File:
     sha256: str
 
 
-def complete(place: str, folder: Path, files: Sequence[File]) -> None:
-    """Copies what is missing.
+def complete(place: str, folder: Path, files: Sequence[File], shown: bool = True) -> None:
+    """Copies what is missing; with progress, unless something else is `shown` at the time.
 
     Raises:
         UserError: the store cannot be reached, or is damaged; the disk is too small.
@@ -54,7 +55,11 @@ def complete(place: str, folder: Path, files: Sequence[File]) -> None:
         missing = _missing(folder, files)
         total = sum(file.size for file in missing)
         _check_room(place, folder, total)
-        with progress_lib.Progress("copy store", total, "B") as progress:
+        with contextlib.ExitStack() as stack:
+            stream = None if shown else stack.enter_context(Path(os.devnull).open("w"))
+            progress = stack.enter_context(
+                progress_lib.Progress("copy store", total, "B", stream=stream)
+            )
             pool = concurrent.futures.ThreadPoolExecutor(_AT_ONCE)
             try:
                 copies = [pool.submit(_copy, place, folder, file, progress) for file in missing]
@@ -98,7 +103,8 @@ def _check_room(place: str, folder: Path, needed: int) -> None:
         raise UserError(
             f"the local copy of {place} needs {needed / 1e9:.1f} GB more in {folder}, where "
             f"{free / 1e9:.1f} GB are free. Make room, set {storage.CACHE} to a folder on a larger "
-            "disk, mount the bucket and give its path, or train with data.shuffle=shard."
+            "disk, mount the bucket and give its path, or train with "
+            "data.shuffle=shard and a data.cache_gib that fits."
         )
 
 

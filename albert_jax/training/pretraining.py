@@ -15,7 +15,7 @@ import numpy as np
 
 from albert_jax import curriculum
 from albert_jax.config import Config, DataConfig
-from albert_jax.data import corpus, examples, mixture, pipeline
+from albert_jax.data import corpus, examples, mixture, nearby, pipeline
 from albert_jax.data.corpus import Corpus
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
@@ -189,7 +189,7 @@ def resolve(config: Config, data: Corpus) -> Config:
     vocab_size = data.vocab_size
     if config.model.vocab_size not in (0, vocab_size):
         raise UserError(
-            f"model.vocab_size={config.model.vocab_size}, but the tokenizer of {data.path} has "
+            f"model.vocab_size={config.model.vocab_size}, but the tokenizer of {data.place} has "
             f"{vocab_size} pieces; "
             f"set it to 0 (the store's) or {vocab_size}, or prepare the text with the tokenizer "
             "you mean."
@@ -224,6 +224,11 @@ def example_builder(config: Config, data: Corpus, split: str) -> pipeline.Builde
         shuffle_shards=fields.shuffle_shards,
     )
     vocabulary = examples.Vocabulary.of(data.tokenizer())
+    if data.source and split == "train" and corpus.reads_near(config.data):
+        stores = len(config.data.path.split(","))
+        most_bytes = int(config.data.cache_gib * 2**30 / stores)
+        shards, near = nearby.of_store(data, split, most_bytes)
+        return examples.ExampleBuilder(shards, vocabulary, options, near)
     return examples.ExampleBuilder(data.split(split), vocabulary, options)
 
 

@@ -67,7 +67,7 @@ def test_what_comes_next_is_fetched_and_what_was_used_dropped():
 
 def test_a_bound_that_a_window_does_not_fit_in_is_refused():
     near(Disk(), 300).held([0, 1], [])
-    with pytest.raises(UserError, match=r"data\.cache_gib=2.78466e-07 is less than the 2.79e-07"):
+    with pytest.raises(UserError, match=r"data\.cache_gib=2.78465e-07 is less than the 2.79e-07"):
         near(Disk(), 299).held([0, 1], [])
 
 
