@@ -36,16 +36,17 @@ class Course:
         self._unigram_loss = data.unigram_loss
         self._teacher = run.teacher.model.config if run.teacher else None
         self.tokenizer: Tokenizer = data.tokenizer()
+        # Here, so that a fault of the text is told before anything is written.
+        self._alike = None if run.config.data.schedule else self._made(run.config.stages[0])
         self.held_out = HeldOut(run.config, data, run.config.eval.steps or None)
         self.evaluation_batches: int | None = None  # each part has its own number of them
 
     def examples(self, stage: curriculum.Stage) -> pipeline.Builder:
         """The training examples of a stage; where there are several, made when they are needed."""
+        return self._alike or _Later(lambda: self._made(stage))
 
-        def make() -> pipeline.Builder:
-            return example_builder(self._config.at(stage), self._data, "train")
-
-        return _Later(make) if self._config.data.schedule else make()
+    def _made(self, stage: curriculum.Stage) -> pipeline.Builder:
+        return example_builder(self._config.at(stage), self._data, "train")
 
     def abstract_batch(self, stage: curriculum.Stage) -> Any:
         """Shapes and shardings of a stage's batches."""

@@ -123,8 +123,6 @@ def test_a_curriculum_is_what_it_says_and_goes_on_over_its_boundaries(store, tmp
 
     # Validation is the same whatever the stage: all of the split, at full length and 15 %.
     validation = [row for row in rows if "split" in row]
-    held_out = pretraining.example_builder(of_stage.config, data, "validation")
-    del held_out
     fixed, _ = prepared(f"data.path={store}")
     whole = pretraining.example_builder(fixed.config, data, "validation")
     masked = whole.rows(np.arange(whole.examples_per_epoch))["masked_lm_weights"].sum()
@@ -165,9 +163,8 @@ def test_a_mixture_is_trained_on_and_each_store_is_evaluated(store, second, tmp_
     assert last["validation"]["examples"] == first["examples"] + other["examples"]
     mixed = 0.75 * first["masked_lm_loss"] + 0.25 * other["masked_lm_loss"]
     assert last["validation"]["masked_lm_loss"] == pytest.approx(mixed, rel=1e-9)
-    alone, _ = prepared(f"data.path={store}")
-    only = pretraining.HeldOut(alone.config, data.stores[0])
-    assert first["examples"] == only._chain._builders[0].examples_per_epoch
+    only = pretraining.example_builder(run.config, data.stores[0], "validation")
+    assert first["examples"] == only.examples_per_epoch
 
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "10")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "8")
