@@ -139,6 +139,9 @@ class DataConfig:
     short_seq_prob: float = 0.1  # share of documents cut to a random shorter length
     whole_word_masking: bool = True  # False: every piece is a word of its own (BERT, RoBERTa)
     single_sentence: str = "split"  # a chunk of one sentence; random_next: as released, leaks topic
+    packing: bool = False  # several short pairs in a row, which do not see each other; for corpora
+    # of short documents: less padding, so fewer steps an epoch. Held-out text is never packed
+    max_pairs_per_seq: int = 32  # in a row, with packing
     shuffle: str = "global"  # an epoch's order: of all examples; shard: of a few shards' at a time,
     # for a corpus larger than the disk
     shuffle_shards: int = 8  # that are mixed with each other; `shuffle=shard` only
@@ -156,6 +159,7 @@ class DataConfig:
         _between("data", self, "ngram", 1, 10)
         _between("data", self, "short_seq_prob", 0.0, 1.0)
         _one_of("data", self, "single_sentence", SINGLE_SENTENCE)
+        _at_least("data", self, "max_pairs_per_seq", 1)
         _one_of("data", self, "shuffle", SHUFFLES)
         _at_least("data", self, "shuffle_shards", 1)
         _at_least("data", self, "cache_gib", 0.0)
@@ -434,6 +438,13 @@ class Config:
                 "apart; "
                 "set it to 2, or model.sentence_objective to none."
             )
+        if self.data.packing and (self.task.name or self.model.sentence_objective == "none"):
+            why = (
+                f"task.name={self.task.name}: a fine-tuning's rows are batched by length"
+                if self.task.name
+                else "model.sentence_objective=none: its rows are full of sentences anyway"
+            )
+            raise UserError(f"data.packing=True does not go with {why}; set it to False.")
 
         if self.data.schedule and self.task.name:
             raise UserError(

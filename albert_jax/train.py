@@ -92,6 +92,8 @@ def _train(
         for warning in config.recipe_warnings(cfg):
             print(f"warning: {warning}", file=sys.stderr)
     course = pretraining.Course(run, data)
+    if processes.leader and (padding := course.padding()):
+        print(padding)
     with run_folder.opened(args.workdir) as workdir:
         if not loop.train(run, course, workdir, processes, args.profile, started, start):
             return 1

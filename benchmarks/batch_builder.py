@@ -6,6 +6,9 @@ All figures come from one run on one core: the process is bound to it where the 
 and every thread of tf.data with it. Without a store, 32 M tokens of random text with sentences and
 documents of realistic lengths are made in memory. Each figure is the median of five.
 
+After that, packing: the same text as documents of one to six sentences, its pairs a second in
+packed rows beside those in rows of their own, and how much of the rows is padding.
+
 Last, for each order of the examples, a pipeline in a process of its own over 1 G tokens, which are
 the shards again and again, memory-mapped: how long its first batch takes, and what memory it takes
 besides the store (anonymous memory beyond that of the imports).
@@ -13,6 +16,7 @@ besides the store (anonymous memory beyond that of the imports).
 
 import argparse
 import concurrent.futures
+import dataclasses
 import multiprocessing
 import os
 import pathlib
@@ -82,6 +86,7 @@ def main() -> None:
     print(
         f"index of all chunks: {sentences / (time.perf_counter() - begin) / 1e6:.0f} M sentences/s"
     )
+    packing(shards, vocabulary, options)
     with tempfile.TemporaryDirectory() as folder:
         write(shards, pathlib.Path(folder))
         for shuffle in order.SHUFFLES:
@@ -146,6 +151,39 @@ def anonymous_mib() -> float:
     status = pathlib.Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+
+def packing(
+    shards: list[store.Shard], vocabulary: examples.Vocabulary, options: examples.ExampleOptions
+) -> None:
+    rng = np.random.default_rng(1)
+    short = []
+    for shard in shards:
+        ends = np.cumsum(rng.integers(1, 7, len(shard.sentences)))
+        ends = ends[ends < len(shard.sentences) - 1]
+        documents = np.concatenate([[0], ends, [len(shard.sentences) - 1]])
+        short.append(dataclasses.replace(shard, documents=documents))
+    for length, predictions in SHAPES:
+        chosen = dataclasses.replace(
+            options,
+            sentence_objective="sop",
+            max_seq_length=length,
+            max_predictions_per_seq=predictions,
+        )
+        alone = examples.ExampleBuilder(short, vocabulary, chosen)
+        begin = time.perf_counter()
+        packed = examples.ExampleBuilder(
+            short, vocabulary, dataclasses.replace(chosen, packing=True)
+        )
+        seconds, found = time.perf_counter() - begin, packed.packing()
+        pairs = found.pairs / found.rows
+        rates = builder_rate(packed, 256) * pairs, builder_rate(alone, 256)
+        print(
+            f"packing, length {length}: padding {found.padding_without:.1%} without, "
+            f"{found.padding_with:.1%} with, {pairs:.1f} pairs a row; {rates[0]:,.0f} pairs/s "
+            f"packed, {rates[1]:,.0f} alone, {rates[0] / rates[1]:.2f} : 1; "
+            f"index of {found.pairs:,} pairs in {seconds:.1f} s"
+        )
 
 
 def bind_to_one_core() -> str:

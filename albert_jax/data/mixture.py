@@ -61,13 +61,14 @@ class Mixture:
         seed: of the places inside the blocks.
 
     Attributes:
+        builders: of the stores.
         examples_per_epoch: of all stores together. (Each store has epochs of its own.)
     """
 
     def __init__(
         self, builders: Sequence[pipeline.Builder], weights: Sequence[fractions.Fraction], seed: int
     ) -> None:
-        self._builders, self._shares, self._seed = builders, Shares(weights), np.uint64(seed)
+        self.builders, self._shares, self._seed = builders, Shares(weights), np.uint64(seed)
         self.examples_per_epoch = sum(builder.examples_per_epoch for builder in builders)
         self._block = functools.lru_cache(maxsize=_BLOCKS_KEPT)(self._shares.block)
 
@@ -80,11 +81,11 @@ class Mixture:
         stores_B, numbers_B = self.places(np.ascontiguousarray(examples_B, dtype=np.int64))
         taken = np.unique(stores_B).tolist() or [0]
         if len(taken) == 1:
-            return self._builders[taken[0]].rows(numbers_B)
+            return self.builders[taken[0]].rows(numbers_B)
         batch: dict[str, np.ndarray] = {}
         for number in taken:
             mine = np.flatnonzero(stores_B == number)
-            for name, values in self._builders[number].rows(numbers_B[mine]).items():
+            for name, values in self.builders[number].rows(numbers_B[mine]).items():
                 if name not in batch:
                     shape = (len(examples_B), *values.shape[1:])
                     batch[name] = examples.aligned(shape, values.dtype)

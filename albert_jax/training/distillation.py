@@ -189,7 +189,9 @@ def on_mesh(config: Config, mesh: Mesh) -> Teacher | None:
         remat="none",  # there is no backward pass to recompute for
     )
     platform = mesh.devices.flat[0].platform
-    implementation = attention.choose(theirs, config.data.max_seq_length, platform, shards)
+    implementation = attention.choose(
+        theirs, config.data.max_seq_length, platform, shards, config.data.packing
+    )
     whole = pretraining.PretrainingModel(dataclasses.replace(theirs, attention="xla"))
     boxed = jax.eval_shape(lambda: objectives.Pretraining(whole).init_params(0))
     names = sharding.axis_names(boxed)

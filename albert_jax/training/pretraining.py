@@ -40,6 +40,7 @@ class Course:
         self._alike = None if run.config.data.schedule else self._made(run.config.stages[0])
         self.held_out = HeldOut(run.config, data, run.config.eval.steps or None)
         self.evaluation_batches: int | None = None  # each part has its own number of them
+        self._flops: dict[tuple[int, int], float] = {}
 
     def examples(self, stage: curriculum.Stage) -> pipeline.Builder:
         """The training examples of a stage; where there are several, made when they are needed."""
@@ -94,12 +95,49 @@ class Course:
 
     def flops(self, batch: Mapping[str, Any]) -> float:
         """Floating-point operations of a training step on one row of a batch."""
-        shape = dataclasses.replace(
-            self._config.data,
-            max_seq_length=batch["input_ids"].shape[-1],
-            max_predictions_per_seq=batch["masked_lm_ids"].shape[-1],
+        shape = batch["input_ids"].shape[-1], batch["masked_lm_ids"].shape[-1]
+        if shape not in self._flops:
+            data = dataclasses.replace(
+                self._config.data, max_seq_length=shape[0], max_predictions_per_seq=shape[1]
+            )
+            # The rows of one batch stand for all of their shape.
+            attended = _attended(batch["segment_ids"]) if "segment_ids" in batch else None
+            self._flops[shape] = telemetry.model_flops_per_sequence(
+                self._config.model, data, self._teacher, attended
+            )
+        return self._flops[shape]
+
+    def padding(self) -> str:
+        """How much of the rows is padding, with and without packing; empty for a schedule, whose
+        rows are not known yet.
+        """
+        if self._config.model.sentence_objective == "none":
+            return "padding: little, full sentences fill the rows"
+        if isinstance(self._alike, examples.ExampleBuilder):
+            return f"padding: {self._padding(self._alike)}"
+        if not isinstance(self._alike, mixture.Mixture):
+            return ""
+        each = zip(corpus.parts(self._data), self._alike.builders, strict=True)
+        return "\n".join(
+            f"padding of {name}: {self._padding(builder)}"
+            for (name, _), builder in each
+            if isinstance(builder, examples.ExampleBuilder)
         )
-        return telemetry.model_flops_per_sequence(self._config.model, shape, self._teacher)
+
+    def _padding(self, builder: examples.ExampleBuilder) -> str:
+        found = builder.packing()
+        without, packed = f"{found.padding_without:.1%}", f"{found.padding_with:.1%}"
+        pairs = f"{found.pairs / found.rows:.1f} pairs a row"
+        if self._config.data.packing:
+            return f"{packed} of the places ({pairs}), {without} without data.packing"
+        return f"{without} of the places, {packed} with data.packing=True ({pairs})"
+
+
+def _attended(segment_ids_BL: np.ndarray) -> float:
+    """How many pairs of places of a packed row see each other, on average."""
+    rows_BL = np.arange(len(segment_ids_BL))[:, None] * (segment_ids_BL.max(initial=0) + 1)
+    lengths = np.bincount((rows_BL + segment_ids_BL)[segment_ids_BL > 0])
+    return float(np.square(lengths, dtype=np.int64).sum() / len(segment_ids_BL))
 
 
 class HeldOut:
@@ -221,6 +259,8 @@ def example_builder(config: Config, data: Corpus, split: str) -> pipeline.Builde
         sentence_objective=config.model.sentence_objective,
         single_sentence=fields.single_sentence,
         whole_word_masking=fields.whole_word_masking,
+        packing=fields.packing,
+        max_pairs_per_seq=fields.max_pairs_per_seq,
         shuffle=fields.shuffle,
         shuffle_shards=fields.shuffle_shards,
     )
@@ -237,8 +277,8 @@ def held_out(data: DataConfig) -> DataConfig:
     """How validation text is cut and masked: the same in every run of one sequence length, so that
     runs compare.
 
-    15 % of each sequence, always the same masks, no sequences cut short, whatever the run trains
-    on and however its schedule goes.
+    15 % of each sequence, always the same masks, no sequences cut short, one pair a row, whatever
+    the run trains on and however its schedule goes.
     """
     return dataclasses.replace(
         data,
@@ -246,6 +286,7 @@ def held_out(data: DataConfig) -> DataConfig:
         max_predictions_per_seq=max(1, round(0.15 * data.max_seq_length)),
         short_seq_prob=0.0,
         shuffle="global",
+        packing=False,
         seed=0,
     )
 

@@ -84,6 +84,14 @@ class Program:
         }
         if self.config.model.sentence_objective != "none":
             shapes["sentence_order_labels"] = ((rows,), np.int32)
+        if data.packing:
+            pairs = (rows, data.max_pairs_per_seq)
+            shapes |= {
+                "sentence_order_labels": (pairs, np.int32),
+                "sentence_order_weights": (pairs, np.float32),
+                "segment_ids": (length, np.int32),
+                "cls_positions": (pairs, np.int32),
+            }
         return {
             key: jax.ShapeDtypeStruct(shape, dtype, sharding=self.batch_sharding)
             for key, (shape, dtype) in shapes.items()
@@ -94,7 +102,11 @@ def build(config: Config, mesh: Mesh) -> Program:
     """The program of a config whose vocabulary size is known; nothing is computed yet."""
     tensor_shards = mesh.shape[layers.TENSOR_AXIS]
     implementation = attention.choose(
-        config.model, config.data.max_seq_length, mesh.devices.flat[0].platform, tensor_shards
+        config.model,
+        config.data.max_seq_length,
+        mesh.devices.flat[0].platform,
+        tensor_shards,
+        config.data.packing,
     )
     # Kernels are for the step's lengths alone; for all else, initial values among it, there is xla.
     whole_model = _model(config, "xla")
