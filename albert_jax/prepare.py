@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from albert_jax import cli
-from albert_jax.data import preparation, store, text, tokenizer
+from albert_jax.data import beam, preparation, store, text, tokenizer
 
 _DEFAULT_VOCABULARY = 30_000  # pieces
 # The config of a family, and the pieces that its model has.
@@ -47,6 +47,7 @@ _CONFIGS = {
 def main(argv: Sequence[str]) -> None:
     """Prepares a store as the command line says and prints what is in it."""
     flags = _flags(argv)
+    cluster = beam.Cluster(flags.runner, tuple(shlex.split(flags.beam_options)))
     began = time.monotonic()
     made = preparation.prepare(
         _inputs(flags.input),
@@ -65,6 +66,7 @@ def main(argv: Sequence[str]) -> None:
             validation_fraction=flags.validation_fraction,
             workers=flags.workers,
             resume=flags.resume,
+            cluster=cluster if flags.runner else None,
         ),
     )
     print(_summary(made, time.monotonic() - began))
@@ -149,10 +151,24 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
         type=int,
         default=_cores(),
         metavar="N",
-        help="processes; the store does not depend on it (default: the cores)",
+        help="processes on this machine; the store does not depend on it (default: the cores)",
     )
     add("--resume", action="store_true", help="go on with an unfinished store")
+    add(
+        "--runner",
+        choices=beam.RUNNERS,
+        help="write the shards with Apache Beam, on many machines; the store is the same. Input "
+        "and output must be where all of them see it",
+    )
+    add(
+        "--beam_options",
+        default="",
+        metavar="'--NAME=VALUE ...'",
+        help="what the runner gets, such as --project, --region and --temp_location for Dataflow",
+    )
     flags = parser.parse_args(argv)
+    if flags.beam_options and not flags.runner:
+        parser.error("--beam_options goes with --runner")
     if flags.tokenizer and flags.vocab_size:
         parser.error("--vocab_size goes with --train_tokenizer; --tokenizer has its own size")
     if (flags.cased or flags.keep_accents) and str(flags.tokenizer).endswith(".json"):
