@@ -27,6 +27,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from albert_jax.data import lease
 from albert_jax.data import tokenizer as tokenizer_lib
 from albert_jax.errors import UserError
 
@@ -325,6 +326,12 @@ def sha256(path: Path) -> str:
 def _why_no_store(path: Path) -> str:
     unfinished = path.with_name(path.name + UNFINISHED)
     if unfinished.is_dir():
+        if writer := lease.holder(unfinished):
+            finished = len(list(unfinished.glob("*-of-*.json")))
+            return (
+                f"{path} is being written by {writer} (shards finished so far: {finished}); it can "
+                "be read when it is whole."
+            )
         return (
             f"{path} was not finished: {unfinished} is what there is of it. "
             "Give the same albert_jax.prepare command again with --resume."
