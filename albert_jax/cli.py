@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from albert_jax import storage
 from albert_jax.errors import UserError
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -64,6 +65,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         code = main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        if storage.in_use():  # threads of libraries may wait for a bucket that has gone away
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
         sys.exit(1)
     except BrokenPipeError:
         # A reader that went away (`| head`) ends us silently, as it does other tools.
