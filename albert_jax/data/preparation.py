@@ -106,12 +106,16 @@ def prepare(inputs: Sequence[str], output: str, options: Options) -> store.Store
     folder = path.with_name(path.name + store.UNFINISHED)
     decisive = _decisive(options)
     try:
-        with claim.claimed(folder, decisive, options.resume), claim.kept_if_useful(folder):
+        with (
+            claim.claimed(folder, decisive, options.resume) as check,
+            claim.kept_if_useful(folder),
+        ):
             files = _collect(inputs, folder, options)
             model = _place_tokenizer(files, folder, options)
             jobs, records = _write_shards(files, folder, model, options)
             tokenizer = shards.load_tokenizer(model, options.normalization)
             manifest = _manifest(jobs, records, files, folder, tokenizer, options)
+            check()
             store.write_manifest(folder, manifest)
             folder.replace(path)
             # Only now: until here a failure must find what to go on with.
