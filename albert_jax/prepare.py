@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from albert_jax import cli
-from albert_jax.data import preparation, store, text, tokenizer
+from albert_jax.data import preparation, sources, store, tokenizer
 
 _DEFAULT_VOCABULARY = 30_000  # pieces
 # The config of a family, and the pieces that its model has.
@@ -58,13 +58,14 @@ def main(argv: Sequence[str]) -> None:
             normalization=tokenizer.Normalization(
                 not flags.cased, flags.keep_accents, flags.compatible_with
             ),
-            reading=text.Reading(
+            reading=sources.Reading(
                 flags.document, flags.text_field, flags.language, flags.errors == "skip"
             ),
             file_format=flags.format or "",
             validation_fraction=flags.validation_fraction,
             workers=flags.workers,
             resume=flags.resume,
+            tfds_data_dir=flags.tfds_data_dir,
         ),
     )
     print(_summary(made, time.monotonic() - began))
@@ -78,7 +79,9 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
         action="append",
         required=True,
         metavar="GLOB[,GLOB...]",
-        help="files of UTF-8 text or JSON Lines, plain or .gz, or python-docs; may be repeated",
+        help="files of UTF-8 text, JSON Lines or WikiExtractor's output, plain or packed (.gz, "
+        ".bz2, .xz, .zst); of Parquet; tfds:NAME or tfds:NAME@SPLIT; or python-docs; may be "
+        "repeated",
     )
     add("--output", required=True, metavar="STORE", help="the folder to make")
     vocabulary = parser.add_mutually_exclusive_group(required=True)
@@ -119,14 +122,20 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     )
     add(
         "--format",
-        choices=("text", "jsonl"),
-        help="of all files (default: *.jsonl is JSON Lines, all else is text)",
+        choices=sources.FORMATS,
+        help="of all files (default: by name; *.jsonl is JSON Lines, *.parquet is Parquet, wiki_00 "
+        "is of WikiExtractor, all else is text)",
     )
     add(
         "--text_field",
         default="text",
         metavar="NAME",
-        help="where a JSON object has its text (default: text)",
+        help="where a JSON object, a Parquet file or a TFDS dataset has its text (default: text)",
+    )
+    add(
+        "--tfds_data_dir",
+        metavar="DIR",
+        help="where TFDS has its datasets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)",
     )
     add(
         "--errors",

@@ -5,7 +5,7 @@ Out: a whole token store (see `store`), or a `UserError` and no store.
 
 A shard is a pure function of its job (see `shards`), so the bytes of a store depend on input and
 options, never on how many processes wrote it or in what order. Memory is bounded by the largest
-document part (`text.DOCUMENT_LIMIT`), whatever the size of the input.
+document part (`sources.DOCUMENT_LIMIT`), whatever the size of the input.
 
 The store grows in `STORE.unfinished` and is moved to `STORE` when it is whole. A finished shard has
 a record beside it, written last; `resume` keeps such shards if input and options are still the
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from albert_jax import progress as progress_lib
-from albert_jax.data import claim, python_docs, shards, store, text, workers
+from albert_jax.data import claim, python_docs, shards, sources, store, text, workers
 from albert_jax.data import tokenizer as tokenizer_lib
 from albert_jax.errors import UserError
 
@@ -49,21 +49,23 @@ class Options:
         vocab_size: its pieces.
         normalization: how text is normalised before it is encoded.
         reading: how files are understood.
-        file_format: "text", "jsonl", or "" to go by each file's name.
+        file_format: one of `sources.FORMATS`, or "" to go by each file's name.
         validation_fraction: share of the text that is held out, by sections.
         workers: processes; the store does not depend on it.
         resume: go on with the unfinished store that is there.
+        tfds_data_dir: where TFDS keeps its datasets, if not in its usual folder.
     """
 
     tokenizer: str | None
     trained_kind: str
     vocab_size: int
     normalization: tokenizer_lib.Normalization
-    reading: text.Reading
+    reading: sources.Reading
     file_format: str
     validation_fraction: float
     workers: int
     resume: bool
+    tfds_data_dir: str | None = None
 
     def __post_init__(self) -> None:
         """Raises UserError for values that make no sense."""
@@ -154,10 +156,10 @@ def _collect(inputs: Sequence[str], folder: Path, options: Options) -> list[str]
         if item == PYTHON_DOCS:
             files[str(_documentation(folder, options.workers))] = None
         else:
-            files.update(dict.fromkeys(text.find_files([item])))
+            files.update(dict.fromkeys(sources.find([item], options.tfds_data_dir)))
     if not files:
-        raise UserError("--input names nothing; give a file, a pattern or python-docs.")
-    if not any(Path(path).stat().st_size for path in files):
+        raise UserError("--input names nothing; give a file, a pattern, tfds:NAME or python-docs.")
+    if not any(map(sources.size, files)):
         raise UserError(
             f"the input is empty: its files have 0 bytes each ({', '.join(list(files)[:3])})."
         )
@@ -218,7 +220,7 @@ def _place_tokenizer(files: Sequence[str], folder: Path, options: Options) -> Pa
 
 @dataclasses.dataclass(frozen=True)
 class _TrainingJob:
-    units: tuple[text.Unit, ...]
+    units: tuple[sources.Unit, ...]
     path: Path
     options: Options
 
@@ -226,9 +228,11 @@ class _TrainingJob:
 def _train_tokenizer(job: _TrainingJob, advance: workers.Advance) -> None:
     def sentences() -> Iterator[str]:
         reading = job.options.reading
-        skipped = text.Skipped()  # counted when the shards are written
+        skipped = sources.Skipped()  # counted when the shards are written
         for unit in job.units:
-            for paragraphs in text.documents(unit, reading, skipped, lambda size: advance(size, 0)):
+            for paragraphs in sources.documents(
+                unit, reading, skipped, lambda size: advance(size, 0)
+            ):
                 advance(0, 1)
                 for paragraph in paragraphs:
                     yield from text.sentences(paragraph, reading.language)
@@ -301,7 +305,7 @@ def _threshold(records: Sequence[dict[str, Any]], below: int) -> int:
 
 
 def _why_nothing(records: Sequence[dict[str, Any]]) -> str:
-    skipped = text.Skipped()
+    skipped = sources.Skipped()
     for record in records:
         skipped.merge(record["skipped"])
     left_out = "; ".join(f"{count:,} {reason}" for reason, (count, _) in skipped.items())
@@ -336,22 +340,22 @@ def _manifest(
 ) -> dict[str, Any]:
     """All that is known of the store; of time and place it holds but the names of the files."""
     about_docs = folder / f"{PYTHON_DOCS}.json"
-    skipped = text.Skipped()
+    skipped = sources.Skipped()
     for path in files:
-        if Path(path).stat().st_size == 0:
+        if sources.size(path) == 0:
             skipped.add("empty files", path)
     for record in records:
         skipped.merge(record["skipped"])
-    sources: list[dict[str, Any]] = []
+    listed: list[dict[str, Any]] = []
     for path in files:
-        source: dict[str, Any] = {"path": path, "bytes": Path(path).stat().st_size}
+        source: dict[str, Any] = {"path": path, "bytes": sources.size(path)}
         if Path(path).parent == folder:
             about = json.loads(about_docs.read_bytes())
             source |= {"path": PYTHON_DOCS, "packages": about["packages"]}
             skipped.merge(
                 {reason: (count, PYTHON_DOCS) for reason, count in about["skipped"].items()}
             )
-        sources.append(source)
+        listed.append(source)
     splits = {
         split: {
             **{
@@ -391,7 +395,7 @@ def _manifest(
         "skipped": {
             reason: {"count": count, "first": where} for reason, (count, where) in skipped.items()
         },
-        "sources": sources,
+        "sources": listed,
         "splits": splits,
     }
 
