@@ -20,6 +20,13 @@ Examples:
     python -m albert_jax.prepare --input=python-docs --output=store --train_tokenizer \\
       --vocab_size=8000
 
+  Wikipedia out of TFDS, or Parquet files, without what repeats
+    python -m albert_jax.prepare --input=tfds:wikipedia/20230601.en --output=store \\
+      --tokenizer=spiece.model
+    python -m albert_jax.prepare --input='crawl/*.parquet' --min_characters=200 \\
+      --keep=mine:is_german --unique_paragraphs --unique_documents --output=store \\
+      --tokenizer=spiece.model
+
 In plain text a line is a paragraph of one or more sentences, or it was wrapped at some width; this
 is told apart document by document, and wrapped lines are joined again. The store is complete when
 it appears under its name; what was stopped or failed goes on with --resume.
@@ -33,7 +40,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from albert_jax import cli
-from albert_jax.data import preparation, sources, store, tokenizer
+from albert_jax.data import preparation, quality, sources, store, tokenizer
 
 _DEFAULT_VOCABULARY = 30_000  # pieces
 # The config of a family, and the pieces that its model has.
@@ -66,6 +73,9 @@ def main(argv: Sequence[str]) -> None:
             workers=flags.workers,
             resume=flags.resume,
             tfds_data_dir=flags.tfds_data_dir,
+            quality=quality.Quality(
+                flags.min_characters, flags.keep, flags.unique_paragraphs, flags.unique_documents
+            ),
         ),
     )
     print(_summary(made, time.monotonic() - began))
@@ -146,6 +156,40 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--cased", action="store_true", help="keep capitals; bpe always does")
     add("--keep_accents", action="store_true", help="keep accents; bpe and cased wordpiece do")
+    add(
+        "--min_characters",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out documents of fewer characters",
+    )
+    add(
+        "--keep",
+        default="",
+        metavar="MODULE:FUNCTION",
+        help="keep only the documents for whose text your own Python function returns True: a "
+        "language filter, or any other rule",
+    )
+    add(
+        "--unique_paragraphs",
+        type=int,
+        nargs="?",
+        const=100,
+        default=0,
+        metavar="N",
+        help="leave out paragraphs of at least N characters that repeat an earlier one (default "
+        "of N: 100)",
+    )
+    add(
+        "--unique_documents",
+        type=float,
+        nargs="?",
+        const=0.8,
+        default=0.0,
+        metavar="X",
+        help="leave out documents that share X of their five-word sequences with an earlier one, "
+        "by MinHash (default of X: 0.8)",
+    )
     add(
         "--validation_fraction",
         type=float,

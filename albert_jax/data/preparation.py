@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 
 from albert_jax import progress as progress_lib
-from albert_jax.data import claim, python_docs, shards, sources, store, text, workers
+from albert_jax.data import claim, duplicates, python_docs, shards, sources, store, text, workers
+from albert_jax.data import quality as quality_lib
 from albert_jax.data import tokenizer as tokenizer_lib
 from albert_jax.errors import UserError
 
@@ -54,6 +55,7 @@ class Options:
         workers: processes; the store does not depend on it.
         resume: go on with the unfinished store that is there.
         tfds_data_dir: where TFDS keeps its datasets, if not in its usual folder.
+        quality: which documents and paragraphs are left out.
     """
 
     tokenizer: str | None
@@ -66,6 +68,7 @@ class Options:
     workers: int
     resume: bool
     tfds_data_dir: str | None = None
+    quality: quality_lib.Quality = dataclasses.field(default_factory=quality_lib.Quality)
 
     def __post_init__(self) -> None:
         """Raises UserError for values that make no sense."""
@@ -106,6 +109,7 @@ def prepare(inputs: Sequence[str], output: str, options: Options) -> store.Store
     try:
         with claim.claimed(folder, decisive, options.resume), claim.kept_if_useful(folder):
             files = _collect(inputs, folder, options)
+            _compare(files, folder, options)
             model = _place_tokenizer(files, folder, options)
             records = _write_shards(files, folder, model, options)
             tokenizer = shards.load_tokenizer(model, options.normalization)
@@ -114,6 +118,7 @@ def prepare(inputs: Sequence[str], output: str, options: Options) -> store.Store
             folder.replace(path)
             # Only now: until here a failure must find what to go on with.
             claim.tidy(path, tokenizer.file_name)
+            shutil.rmtree(path / shards.DUPLICATES, ignore_errors=True)
     except OSError as error:
         raise UserError(claim.why_not_written(error, folder)) from error
     return store.open_store(path)
@@ -131,6 +136,7 @@ def _decisive(options: Options) -> dict[str, Any]:
         **dataclasses.asdict(options.normalization),
         **dataclasses.asdict(options.reading),
         "format": options.file_format,
+        "quality": options.quality.record(),
         **_libraries(library),
         "validation_fraction": options.validation_fraction,
     }
@@ -193,6 +199,37 @@ def _extract(
     return extracts
 
 
+def _compare(files: Sequence[str], folder: Path, options: Options) -> None:
+    """Finds out what repeats, if that is to be left out."""
+    if not options.quality.needs_comparison:
+        return
+    jobs = [
+        duplicates.ScanJob(
+            name=name,
+            units=units,
+            identity=shards.states(units),
+            folder=folder / shards.DUPLICATES,
+            reading=options.reading,
+            quality=options.quality,
+        )
+        for name, units in _planned(files, options)
+    ]
+    todo = duplicates.unscanned(jobs)
+    jobs[0].folder.mkdir(exist_ok=True)
+    total = sum(unit.size for job in todo for unit in job.units)
+    processes = min(options.workers, max(len(todo), 1))
+    with progress_lib.Progress("compare", total, "B") as progress:
+        for _ in workers.parallel(duplicates.scan, todo, processes, progress, "documents"):
+            pass
+    duplicates.decide(jobs)
+
+
+def _planned(files: Sequence[str], options: Options) -> list[tuple[str, tuple[sources.Unit, ...]]]:
+    """Name and units of each shard."""
+    planned = shards.plan(files, options.file_format, options.reading)
+    return [(f"{index:05d}-of-{len(planned):05d}", units) for index, units in enumerate(planned)]
+
+
 def _place_tokenizer(files: Sequence[str], folder: Path, options: Options) -> Path:
     """The tokenizer in its place in the store: copied, or trained on the input."""
     if options.tokenizer:
@@ -200,16 +237,19 @@ def _place_tokenizer(files: Sequence[str], folder: Path, options: Options) -> Pa
         shutil.copyfile(options.tokenizer, path)
         return path
     path = folder / tokenizer_lib.TRAINED_FILES[options.trained_kind]
-    planned = shards.plan(files, options.file_format, options.reading)
-    units = [unit for shard in planned for unit in shard]
+    units = [
+        (unit, (name, number))
+        for name, shard in _planned(files, options)
+        for number, unit in enumerate(shard)
+    ]
     # In no order, since a large input is not read to its end.
     order = sorted(range(len(units)), key=lambda index: shards.text_hash(str(index)))
     job = _TrainingJob(tuple(units[index] for index in order), path, options)
     trained_on = folder / "vocabulary.json"
-    states = {"units": shards.states(job.units)}
+    states = {"units": shards.states([unit for unit, _ in job.units])}
     if path.exists() and trained_on.exists() and json.loads(trained_on.read_bytes()) == states:
         return path
-    total = sum(unit.size for unit in job.units)
+    total = sum(unit.size for unit, _ in job.units)
     less = "train a vocabulary on a part of the input and give it as --tokenizer"
     with progress_lib.Progress("vocabulary", total, "B") as progress:
         # Two workers, of which one has work: a process that Ctrl-C can end at once.
@@ -220,7 +260,7 @@ def _place_tokenizer(files: Sequence[str], folder: Path, options: Options) -> Pa
 
 @dataclasses.dataclass(frozen=True)
 class _TrainingJob:
-    units: tuple[sources.Unit, ...]
+    units: tuple[tuple[sources.Unit, tuple[str, int]], ...]  # and the place of each, by shard
     path: Path
     options: Options
 
@@ -229,9 +269,15 @@ def _train_tokenizer(job: _TrainingJob, advance: workers.Advance) -> None:
     def sentences() -> Iterator[str]:
         reading = job.options.reading
         skipped = sources.Skipped()  # counted when the shards are written
-        for unit in job.units:
-            for paragraphs in sources.documents(
-                unit, reading, skipped, lambda size: advance(size, 0)
+        for unit, place in job.units:
+            for paragraphs in duplicates.documents(
+                unit,
+                place,
+                reading,
+                job.options.quality,
+                job.path.parent / shards.DUPLICATES,
+                skipped,
+                lambda size: advance(size, 0),
             ):
                 advance(0, 1)
                 for paragraph in paragraphs:
@@ -253,18 +299,18 @@ def _write_shards(
     files: Sequence[str], folder: Path, tokenizer: Path, options: Options
 ) -> list[dict[str, Any]]:
     """Writes all shards that are not finished yet; returns the records of all, in order."""
-    planned = shards.plan(files, options.file_format, options.reading)
     jobs = [
         shards.ShardJob(
-            name=f"{index:05d}-of-{len(planned):05d}",
+            name=name,
             units=units,
             folder=folder,
             tokenizer=tokenizer,
             normalization=options.normalization,
             reading=options.reading,
             validation_below=round(options.validation_fraction * _HASHES),
+            quality=options.quality,
         )
-        for index, units in enumerate(planned)
+        for name, units in _planned(files, options)
     ]
     records = [shards.finished(job) for job in jobs]
     sizes = [sum(unit.size for unit in job.units) for job in jobs]
@@ -377,6 +423,8 @@ def _manifest(
         "libraries": _libraries(tokenizer.library),
         "language": options.reading.language,
         "document": options.reading.document,
+        # A store for which nothing was chosen is as it ever was.
+        **({"quality": quality} if (quality := options.quality.record()) else {}),
         "split_rule": (
             "A document is cut, where it has the length for two, into sections of at least "
             f"{shards.SECTION_SENTENCES} sentences that end with a paragraph. A section is held "

@@ -22,10 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from albert_jax.data import sources, store, text
+from albert_jax.data import duplicates, sources, store, text
+from albert_jax.data import quality as quality_lib
 from albert_jax.data import tokenizer as tokenizer_lib
 from albert_jax.data.workers import Advance
 
+DUPLICATES = "duplicates"  # a folder in that of the unfinished store
 SECTION_SENTENCES = 64  # a document of twice as many is cut into sections for the split
 
 _SHARD_BYTES = (1 << 20, 256 << 20)  # smallest and largest amount of input for one shard
@@ -46,6 +48,7 @@ class ShardJob:
         normalization: used with it.
         reading: how the input is understood.
         validation_below: a section with a hash under this is held out.
+        quality: which documents and paragraphs are left out.
     """
 
     name: str
@@ -55,6 +58,12 @@ class ShardJob:
     normalization: tokenizer_lib.Normalization
     reading: sources.Reading
     validation_below: int
+    quality: quality_lib.Quality = dataclasses.field(default_factory=quality_lib.Quality)
+
+    @property
+    def duplicates(self) -> Path:
+        """Where it is decided what repeats, before any shard is written."""
+        return self.folder / DUPLICATES
 
 
 def plan(
@@ -166,7 +175,8 @@ def load_tokenizer(
 
 def _identity(job: ShardJob) -> list[Any]:
     """What tells whether a finished shard is still the wanted one; options are checked apart."""
-    return [load_tokenizer(job.tokenizer, job.normalization).sha256, *states(job.units)]
+    decided = duplicates.digest(job.duplicates, job.name) if job.quality.needs_comparison else []
+    return [load_tokenizer(job.tokenizer, job.normalization).sha256, *states(job.units), *decided]
 
 
 def _batches(
@@ -175,9 +185,15 @@ def _batches(
     """Batches of (split, sentences of one of its documents), of about `_BATCH_CHARACTERS`."""
     runs: list[tuple[str, list[str]]] = []
     characters = documents = 0
-    for unit in job.units:
-        for paragraphs in sources.documents(
-            unit, job.reading, skipped, lambda size: advance(size, 0)
+    for number, unit in enumerate(job.units):
+        for paragraphs in duplicates.documents(
+            unit,
+            (job.name, number),
+            job.reading,
+            job.quality,
+            job.duplicates,
+            skipped,
+            lambda size: advance(size, 0),
         ):
             documents += 1
             document = [text.sentences(paragraph, job.reading.language) for paragraph in paragraphs]
