@@ -8,9 +8,9 @@ In:  shards as `ShardWriter` streams them to the disk, a piece at a time.
 Out: `open_store(path).split("train")`: arrays that the system reads as they are touched.
 
 A folder is a store only with its manifest, which is written last. Opening checks that every file is
-there and as long as the manifest says; it does not read the data, so the SHA-256 hashes are for
-those who copy stores. A store in a bucket, gs://…, is copied to the local disk when it is opened
-(`store_copy`), or shard by shard as they are wanted (`Store.fetch`).
+there and as long as the manifest says; it does not read the data: `verify` does. A store in a
+bucket, gs://…, is copied to the local disk when it is opened (`store_copy`), or shard by shard as
+they are wanted (`Store.fetch`).
 
 Shapes: T tokens, S sentences, D documents.
 """
@@ -30,7 +30,7 @@ from typing import Any, Self
 import numpy as np
 
 from albert_jax import storage
-from albert_jax.data import store_copy
+from albert_jax.data import lease, store_copy
 from albert_jax.data import tokenizer as tokenizer_lib
 from albert_jax.errors import UserError
 
@@ -45,7 +45,7 @@ UNFINISHED = ".unfinished"
 _USUAL_TOKENIZER = tokenizer_lib.TRAINED_FILES["unigram"]
 _FETCHES = 3
 _SHARD_NAME = re.compile(r"[\w-]+")
-_HEADER_BYTES = 128  # of each .npy file: room for any shape, so that it can be written last
+HEADER_BYTES = 128  # of each .npy file: room for any shape, so that it can be written last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,11 +119,11 @@ class Store:
         deletes nothing.
         """
         if self.source:
-            store_copy.drop(self.path, _shard_files(self.manifest, split, index, arrays))
+            store_copy.drop(self.path, shard_files(self.manifest, split, index, arrays))
 
     def _fetched(self, split: str, index: int, arrays: Sequence[str]) -> Shard:
         if self.source:
-            files = _shard_files(self.manifest, split, index, arrays)
+            files = shard_files(self.manifest, split, index, arrays)
             store_copy.complete(self.source, self.path, files, shown=False)
         return self._shard(split, index, arrays)
 
@@ -133,7 +133,7 @@ class Store:
             files = [
                 file
                 for index in shards
-                for file in _shard_files(self.manifest, split, index, arrays)
+                for file in shard_files(self.manifest, split, index, arrays)
             ]
             store_copy.complete(self.source, self.path, files)
         return tuple(self._shard(split, index, arrays) for index in shards)
@@ -220,18 +220,10 @@ def open_store(path: str | Path, whole: bool = True) -> Store:
     if storage.is_remote(path):
         return _open_copy(storage.named(path), whole)
     path = Path(path)
-    try:
-        content = (path / MANIFEST).read_bytes()
-    except FileNotFoundError:
-        raise UserError(_why_no_store(path)) from None
-    except OSError as error:
-        raise UserError(
-            f"{path / MANIFEST} cannot be read ({error}); prepare the store again."
-        ) from None
-    manifest = _parsed(content, str(path))
+    manifest = parse_manifest(read_manifest(path), str(path))
     for split in SPLITS:
         for index in range(len(manifest["splits"][split]["shards"])):
-            for wanted in _shard_files(manifest, split, index):
+            for wanted in shard_files(manifest, split, index):
                 file = path / wanted.name
                 found = file.stat().st_size if file.exists() else None
                 if found != wanted.size:
@@ -244,14 +236,8 @@ def open_store(path: str | Path, whole: bool = True) -> Store:
 
 def _open_copy(place: str, whole: bool) -> Store:
     """The store in a bucket: its local copy is named by what decides its data."""
-    try:
-        content = storage.read(storage.join(place, MANIFEST))
-    except FileNotFoundError:
-        raise UserError(
-            f"no token store {place} (no {MANIFEST} there); albert_jax.prepare "
-            f"--output={place} makes one, and goes on with one that it could not finish."
-        ) from None
-    manifest = _parsed(content, place)
+    content = read_manifest(place)
+    manifest = parse_manifest(content, place)
     folder = copy_folder(Store(Path(), manifest).fingerprint)
     folder.mkdir(parents=True, exist_ok=True)
     opened = Store(folder, manifest, source=place)
@@ -267,7 +253,7 @@ def _open_copy(place: str, whole: bool) -> Store:
         file
         for split in SPLITS
         for index in range(len(manifest["splits"][split]["shards"]))
-        for file in _shard_files(manifest, split, index)
+        for file in shard_files(manifest, split, index)
     ]
     if whole:
         store_copy.complete(place, folder, files)
@@ -281,8 +267,31 @@ def copy_folder(fingerprint: str) -> Path:
     return storage.cache_folder() / "stores" / fingerprint[:32]
 
 
-def _parsed(content: bytes, place: str) -> dict[str, Any]:
-    """The manifest of the store at a place.
+def read_manifest(path: str | Path) -> bytes:
+    """The manifest's file of the store in a folder, or in a bucket.
+
+    Raises:
+        UserError: there is no store, or it is not finished.
+    """
+    try:
+        if storage.is_remote(path):
+            return storage.read(storage.join(path, MANIFEST))
+        return (Path(path) / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        if storage.is_remote(path):
+            raise UserError(
+                f"no token store {path} (no {MANIFEST} there); albert_jax.prepare "
+                f"--output={path} makes one, and goes on with one that it could not finish."
+            ) from None
+        raise UserError(_why_no_store(Path(path))) from None
+    except OSError as error:
+        raise UserError(
+            f"{path}/{MANIFEST} cannot be read ({error}); prepare the store again."
+        ) from None
+
+
+def parse_manifest(content: bytes, place: str) -> dict[str, Any]:
+    """What the manifest of the store at a place says.
 
     Raises:
         UserError: it is none, or none that is known here.
@@ -307,10 +316,10 @@ def _parsed(content: bytes, place: str) -> dict[str, Any]:
     return manifest
 
 
-def _shard_files(
+def shard_files(
     manifest: dict[str, Any], split: str, index: int, arrays: Sequence[str] = ARRAYS
 ) -> list[store_copy.File]:
-    """The files of a shard's arrays."""
+    """The files of a shard's arrays, in their order, and what the manifest says of each."""
     shard = manifest["splits"][split]["shards"][index]
     if not _SHARD_NAME.fullmatch(shard["name"]):  # it becomes a path
         raise UserError(f"the manifest names a shard {shard['name']!r}; prepare the store again.")
@@ -320,7 +329,7 @@ def _shard_files(
         entries = shard[array] + (array != "tokens")
         name = f"{split}/{shard['name']}.{array}.npy"
         files.append(
-            store_copy.File(name, _HEADER_BYTES + entries * itemsize, shard["sha256"][array])
+            store_copy.File(name, HEADER_BYTES + entries * itemsize, shard["sha256"][array])
         )
     return files
 
@@ -434,7 +443,7 @@ class _NpyStream:
         self._unfinished = _name_beside(path)
         self._dtype = dtype
         self._file = self._unfinished.open("wb")
-        self._file.write(bytes(_HEADER_BYTES))
+        self._file.write(bytes(HEADER_BYTES))
         self.count = 0
 
     def append(self, values: np.ndarray) -> None:
@@ -444,7 +453,7 @@ class _NpyStream:
     def finish(self) -> str:
         """Closes the file and gives it its name; returns its SHA-256."""
         self._file.seek(0)
-        self._file.write(self._header())
+        self._file.write(header(self._dtype, self.count))
         self._file.close()
         digest = sha256(self._unfinished)
         self._unfinished.replace(self._path)
@@ -458,12 +467,16 @@ class _NpyStream:
         with contextlib.suppress(OSError):
             self._unfinished.unlink()
 
-    def _header(self) -> bytes:
-        """Format 1.0 of https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html."""
-        description = {"descr": self._dtype.str, "fortran_order": False, "shape": (self.count,)}
-        text = repr(description).encode()
-        room = _HEADER_BYTES - 10
-        return b"\x93NUMPY\x01\x00" + room.to_bytes(2, "little") + text.ljust(room - 1) + b"\n"
+
+def header(dtype: np.dtype, entries: int) -> bytes:
+    """What a file of an array begins with.
+
+    Format 1.0 of https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html.
+    """
+    description = {"descr": dtype.str, "fortran_order": False, "shape": (entries,)}
+    text = repr(description).encode()
+    room = HEADER_BYTES - 10
+    return b"\x93NUMPY\x01\x00" + room.to_bytes(2, "little") + text.ljust(room - 1) + b"\n"
 
 
 def sha256(path: Path) -> str:
@@ -475,6 +488,12 @@ def sha256(path: Path) -> str:
 def _why_no_store(path: Path) -> str:
     unfinished = path.with_name(path.name + UNFINISHED)
     if unfinished.is_dir():
+        if writer := lease.holder(unfinished):
+            finished = len(list(unfinished.glob("*-of-*.json")))
+            return (
+                f"{path} is being written by {writer} (shards finished so far: {finished}); it can "
+                "be read when it is whole."
+            )
         return (
             f"{path} was not finished: {unfinished} is what there is of it. "
             "Give the same albert_jax.prepare command again with --resume."
