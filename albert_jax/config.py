@@ -33,6 +33,8 @@ ATTENTION = ("auto", "xla", "flash", "splash", "cudnn")
 AUTO = -1  # what a number that may be chosen for the user reads as when it is written `auto`
 OPTIMIZERS = ("lamb", "adamw")
 SINGLE_SENTENCE = ("split", "random_next")
+DATA_FORMATS = ("store", "google_tfrecord")
+MASKS = ("stored", "new")
 TABLE_KINDS = ("classification", "multi_label", "regression")
 ENDS = ("top", "bottom")
 
@@ -135,9 +137,22 @@ class DataConfig:
     whole_word_masking: bool = True  # False: every piece is a word of its own (BERT, RoBERTa)
     single_sentence: str = "split"  # a chunk of one sentence; random_next: as released, leaks topic
     seed: int = 0
+    format: str = "store"  # google_tfrecord: path = files, with globs and commas, or a folder of
+    # examples that Google's script made, cut and paired already; none of the above but the length,
+    # the seed (of their order) and what masks say plays a part
+    masks: str = "stored"  # of google_tfrecord: stored in the files; new: drawn anew every epoch
+    validation_path: str = (
+        ""  # of google_tfrecord: files to evaluate on; empty = 2 % of the records
+    )
+    # are held out, by their checksums (copies of their text with other masks stay in training)
+    tokenizer: str = (
+        ""  # of google_tfrecord: spiece.model or vocab.txt; empty = that beside the files
+    )
 
     def __post_init__(self) -> None:
         """Raises UserError for values that make no examples."""
+        _one_of("data", self, "format", DATA_FORMATS)
+        _one_of("data", self, "masks", MASKS)
         _at_least("data", self, "max_seq_length", 8)
         _between(
             "data", self, "max_predictions_per_seq", 1, self.max_seq_length, "data.max_seq_length"
@@ -421,6 +436,11 @@ class Config:
                 "apart; "
                 "set it to 2, or model.sentence_objective to none."
             )
+        if self.data.format == "google_tfrecord" and self.model.type_vocab_size < 2:
+            raise UserError(
+                f"model.type_vocab_size={self.model.type_vocab_size}, but the examples of "
+                "data.format=google_tfrecord have two segments; set it to 2, or read a store."
+            )
 
     def to_json(self) -> str:
         """The config.json of a workdir: sections and fields in order, two spaces deep."""
@@ -445,7 +465,8 @@ _SECTIONS: dict[str, type] = {
 # What may differ when a run goes on in the same workdir: where it runs and how often it saves or
 # is looked at, never what it computes. (A store that moved is the same by its fingerprint.)
 CHANGEABLE = frozenset(
-    {"data.path", "train.microbatch_size", "model.remat", "model.attention"}
+    {"data.path", "data.validation_path", "data.tokenizer"}
+    | {"train.microbatch_size", "model.remat", "model.attention"}
     | {"train.max_skipped_batches", "train.stall_minutes"}
     | {f"mesh.{axis}" for axis in ("data", "fsdp", "tensor")}
     | {f"checkpoint.{field.name}" for field in dataclasses.fields(CheckpointConfig)}

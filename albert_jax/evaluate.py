@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from albert_jax import cli, config
-from albert_jax.data import store
+from albert_jax.data import corpus
 from albert_jax.errors import UserError
 from albert_jax.progress import Progress
 
@@ -29,7 +29,10 @@ def main(argv: Sequence[str]) -> int:
         "--workdir", required=True, type=pathlib.Path, help="a run of albert_jax.train"
     )
     parser.add_argument("--step", type=int, help="of the checkpoint; the newest by default")
-    parser.add_argument("--data", help="another token store of the same tokenizer")
+    parser.add_argument(
+        "--data",
+        help="another token store of the same tokenizer; of a run on Google's examples, files",
+    )
     parser.add_argument("--batch_size", type=int, help="sequences at once; the run's by default")
     parser.add_argument(
         "--json", metavar="FILE", help="also write the figures there; - for standard output"
@@ -40,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         return _evaluate_task(cfg, args)
     if not (args.data or cfg.data.path):
         raise UserError(f"{args.workdir} has no data of its own; name a token store with --data.")
-    data = store.open_store(args.data or cfg.data.path)
+    data = corpus.open_corpus(corpus.other(cfg.data, args.data) if args.data else cfg.data)
 
     from albert_jax.data import pipeline
     from albert_jax.training import inference, pretraining, sharding

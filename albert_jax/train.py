@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from albert_jax import cli, config
-from albert_jax.data import store
+from albert_jax.data import corpus
 from albert_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _train(
             f"--profile={args.profile[0]}:{args.profile[1]} ends after "
             f"train.steps={cfg.train.steps}."
         )
-    data = store.open_store(cfg.data.path)
+    data = corpus.open_corpus(cfg.data)
 
     import jax
 
@@ -98,7 +98,7 @@ def _train(
 def _start(
     args: argparse.Namespace,
     cfg: config.Config,
-    data: store.Store,
+    data: corpus.Corpus,
     processes: "hosts.Hosts",
 ) -> "Callable[[TrainState], TrainState]":
     """What makes of a new state one that starts from the model of --init."""

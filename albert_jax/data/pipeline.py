@@ -1,8 +1,8 @@
 """Batches through tf.data: a range of steps, a map that builds, a prefetch that keeps ahead.
 
-In:  an `examples.ExampleBuilder`, which steps (or the whole split once), the batch size over all
+In:  a `Builder`, which steps (or the whole split once), the batch size over all
      hosts, and which rows of each batch this host needs.
-Out: a generator of batches as `ExampleBuilder.rows` makes them; the arrays are read-only, not
+Out: a generator of batches as `Builder.rows` makes them; the arrays are read-only, not
      copied.
 
 Promise: batch b holds examples [b * batch_size, (b + 1) * batch_size) of the run, and step s takes
@@ -17,19 +17,33 @@ import contextlib
 import os
 import weakref
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-
-from albert_jax.data import examples
 
 _MOST_THREADS = 8  # each makes over 100,000 examples a second: more would only hold more memory
 _BATCHES_AHEAD = 2
 _OPEN: weakref.WeakSet[Generator[dict[str, np.ndarray], None, None]] = weakref.WeakSet()
 
 
+class Builder(Protocol):
+    """What makes the examples of a run: `examples.ExampleBuilder`, or what reads them elsewhere.
+
+    Attributes:
+        examples_per_epoch: N; example i of the run is of epoch i div N.
+    """
+
+    examples_per_epoch: int
+
+    def rows(self, examples_B: np.ndarray) -> dict[str, np.ndarray]:
+        """The numbered examples of the run, one a row; a negative number makes a row of padding.
+        Safe to call from many threads at once.
+        """
+        ...
+
+
 def training_batches(
-    builder: examples.ExampleBuilder,
+    builder: Builder,
     first_step: int,
     last_step: int,
     batch_size: int,
@@ -64,7 +78,7 @@ def batch_number(step: int, skipped: Sequence[int]) -> int:
 
 
 def evaluation_batches(
-    builder: examples.ExampleBuilder,
+    builder: Builder,
     batch_size: int,
     rows: Sequence[tuple[int, int]],
     limit_batches: int | None = None,
@@ -95,7 +109,7 @@ def _numbers(rows: Sequence[tuple[int, int]], batch_size: int) -> np.ndarray:
 
 
 def _stream(
-    builder: examples.ExampleBuilder,
+    builder: Builder,
     examples_of: Callable[[int], np.ndarray],
     first_step: int,
     last_step: int,
@@ -114,13 +128,13 @@ def _close_all() -> None:
 
 
 def _batches(
-    builder: examples.ExampleBuilder,
+    builder: Builder,
     examples_of: Callable[[int], np.ndarray],
     first_step: int,
     last_step: int,
 ) -> Generator[dict[str, np.ndarray], None, None]:
     """Yields the batches of steps [first_step, last_step), made ahead in tf.data's threads."""
-    tf = _tensorflow()
+    tf = tensorflow()
     failures: list[Exception] = []
 
     def build(step: np.ndarray) -> list[np.ndarray]:
@@ -153,7 +167,8 @@ def _batches(
         raise
 
 
-def _tensorflow() -> Any:
+def tensorflow() -> Any:
+    """TensorFlow, quiet and kept off accelerators; all of `data` that needs it takes it here."""
     # Libraries should be silent on a user's terminal; a value that the user has set wins.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

@@ -1,5 +1,5 @@
-"""Pretraining on a token store, as the training loop sees it: examples, exact held-out losses,
-wording, pictures.
+"""Pretraining on a token store or on Google's examples, as the training loop sees it: examples,
+exact held-out losses, wording, pictures.
 """
 
 import dataclasses
@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from albert_jax.config import Config, DataConfig
-from albert_jax.data import examples, store
+from albert_jax.data import examples, google_examples
+from albert_jax.data.corpus import Corpus
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.training import distillation, report, telemetry
@@ -24,10 +25,10 @@ class Course:
 
     Args:
         run: its program.
-        data: the token store.
+        data: what it reads.
     """
 
-    def __init__(self, run: Program, data: store.Store) -> None:
+    def __init__(self, run: Program, data: Corpus) -> None:
         self._config, self._unigram_loss = run.config, data.unigram_loss
         self._teacher = run.teacher.model.config if run.teacher else None
         self.tokenizer: Tokenizer = data.tokenizer()
@@ -77,8 +78,8 @@ class Course:
         )
 
 
-def resolve(config: Config, data: store.Store) -> Config:
-    """The config with what only the store knows, vocabulary size and fingerprint, and what only the
+def resolve(config: Config, data: Corpus) -> Config:
+    """The config with what only the data knows, vocabulary size and fingerprint, and what only the
     teacher's run knows, its newest checkpoint.
 
     Raises:
@@ -101,7 +102,9 @@ def resolve(config: Config, data: store.Store) -> Config:
     return distillation.resolve(config, data.tokenizer().sha256)
 
 
-def example_builder(config: Config, data: store.Store, split: str) -> examples.ExampleBuilder:
+def example_builder(
+    config: Config, data: Corpus, split: str
+) -> examples.ExampleBuilder | google_examples.RecordBuilder:
     """The examples of a split as a run sees them: with its own settings, or the fixed ones of the
     validation split.
     """
@@ -117,6 +120,8 @@ def example_builder(config: Config, data: store.Store, split: str) -> examples.E
         single_sentence=fields.single_sentence,
         whole_word_masking=fields.whole_word_masking,
     )
+    if isinstance(data, google_examples.GoogleExamples):
+        return data.builder(split, options, fields.masks)
     vocabulary = examples.Vocabulary.of(data.tokenizer())
     return examples.ExampleBuilder(data.split(split), vocabulary, options)
 

@@ -17,7 +17,7 @@ from albert_jax.data.tokenizer import Normalization, Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.training import hosts as hosts_lib
 
-_SKIPPED, _NORMALIZATION = "skipped_batches.json", "normalization.json"
+_SKIPPED, _NORMALIZATION = "skipped_batches.json", tokenizer_lib.NORMALIZATION_FILE
 
 
 def prepare(workdir: pathlib.Path, config: Config) -> TextIO:
@@ -59,7 +59,7 @@ def check_shared(workdir: pathlib.Path, config: Config, hosts: hosts_lib.Hosts) 
     """
     leaders = config_lib.resolve(json.loads(hosts.share("config", config.to_json)))
     # Even what may change from start to start: on two meshes, they would wait for each other.
-    allowed = frozenset({"data.path"})
+    allowed = frozenset({"data.path", "data.validation_path", "data.tokenizer"})
     if differing := config_lib.differing_fields(config, leaders, allowed):
         raise UserError(
             f"process {hosts.index} was given another config or store than process 0:\n  "
