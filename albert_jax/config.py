@@ -491,7 +491,15 @@ def load(file_and_arg: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: no such file, no get_config, a field that does not exist, a value that is none.
     """
-    values = _run_config_file(file_and_arg)
+    return _overridden(_run_config_file(file_and_arg), overrides)
+
+
+def load_default(overrides: Sequence[str] = ()) -> Config:
+    """The checked config of `section.field=value` overrides and defaults; raises as `load` does."""
+    return _overridden(default_config(), overrides)
+
+
+def _overridden(values: ml_collections.ConfigDict, overrides: Sequence[str]) -> Config:
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals:

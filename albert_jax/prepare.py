@@ -20,6 +20,10 @@ Examples:
     python -m albert_jax.prepare --input=python-docs --output=store --train_tokenizer \\
       --vocab_size=8000
 
+  a look at what was prepared; the same as TFRecords of Google's script (--show --help has more)
+    python -m albert_jax.prepare --show=store
+    python -m albert_jax.prepare --export=google_tfrecord --input=store --output=examples
+
 In plain text a line is a paragraph of one or more sentences, or it was wrapped at some width; this
 is told apart document by document, and wrapped lines are joined again. The store is complete when
 it appears under its name; what was stopped or failed goes on with --resume.
@@ -32,7 +36,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from albert_jax import cli
+from albert_jax import cli, prepared
 from albert_jax.data import preparation, store, text, tokenizer
 
 _DEFAULT_VOCABULARY = 30_000  # pieces
@@ -46,6 +50,8 @@ _CONFIGS = {
 
 def main(argv: Sequence[str]) -> None:
     """Prepares a store as the command line says and prints what is in it."""
+    if job := prepared.job(argv):
+        return job(argv)
     flags = _flags(argv)
     began = time.monotonic()
     made = preparation.prepare(

@@ -128,8 +128,6 @@ def open_examples(data: DataConfig) -> GoogleExamples:
     """
     train = tfrecord.index(_files("data.path", data.path))
     first = train.paths[0]
-    if not len(train):
-        raise UserError(f"data.path={data.path} holds no records: {first} is empty.")
     length, predictions = _shape(train)
     if length != data.max_seq_length:
         raise UserError(
@@ -161,6 +159,15 @@ def open_examples(data: DataConfig) -> GoogleExamples:
         length=length,
         predictions=predictions,
     )
+
+
+def shape(path: str) -> tuple[int, int]:
+    """L and P of the records of files, by the first of them.
+
+    Raises:
+        UserError: as `open_examples`.
+    """
+    return _shape(tfrecord.index(_files("data.path", path)[:1]))
 
 
 def are_records(path: str) -> bool:
@@ -362,6 +369,8 @@ def _files(field: str, patterns: str) -> list[Path]:
 
 def _shape(records: tfrecord.Records) -> tuple[int, int]:
     """L and P of the first record."""
+    if not len(records):
+        raise UserError(f"{records.paths[0]} and what there is beside it hold no records.")
     values = _values(records.read(0))
     sizes = {}
     for name in ("input_ids", "masked_lm_positions"):

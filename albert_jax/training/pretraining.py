@@ -103,12 +103,12 @@ def resolve(config: Config, data: Corpus) -> Config:
 
 
 def example_builder(
-    config: Config, data: Corpus, split: str
+    config: Config, data: Corpus, split: str, fields: DataConfig | None = None
 ) -> examples.ExampleBuilder | google_examples.RecordBuilder:
     """The examples of a split as a run sees them: with its own settings, or the fixed ones of the
-    validation split.
+    validation split; or with those of `fields`.
     """
-    fields = config.data if split == "train" else held_out(config.data)
+    fields = fields or (config.data if split == "train" else held_out(config.data))
     options = examples.ExampleOptions(
         max_seq_length=fields.max_seq_length,
         max_predictions_per_seq=fields.max_predictions_per_seq,
