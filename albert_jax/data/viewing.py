@@ -268,7 +268,7 @@ def _ngram_lengths(axes: Axes, found: Statistics, ngram: int) -> None:
     counts = np.append(runs_G[1:_LONGEST_RUN], runs_G[_LONGEST_RUN:].sum())
     words = np.arange(1, len(counts) + 1)
     bars = axes.bar(words - 0.2, counts, 0.4, color=_BLUE, label="masked side by side")
-    axes.bar_label(bars, [f"{count:.1%}" for count in counts], fontsize=8, color=_GREY, padding=1)
+    axes.bar_label(bars, [f"{count:.1%}" for count in counts], fontsize=7, color=_GREY, padding=1)
     law = 1 / np.arange(1, ngram + 1)
     axes.bar(np.arange(1, ngram + 1) + 0.2, law / law.sum(), 0.4, color=_RED, alpha=0.6,
              label="law of one n-gram: 1/n")  # fmt: skip
