@@ -9,7 +9,7 @@ import small_store
 from matplotlib import image
 
 from albert_jax import config, prepare
-from albert_jax.data import examples, google_examples, store, viewing
+from albert_jax.data import corpus, examples, google_examples, store, viewing
 from albert_jax.errors import UserError
 from albert_jax.training import pretraining
 
@@ -107,7 +107,7 @@ def test_a_store_is_exported_and_looked_at(
     wanted = pretraining.example_builder(cfg, of_store, "train")
     assert isinstance(wanted, examples.ExampleBuilder)
     N = builder.examples_per_epoch
-    assert N == 3 * wanted.examples_per_epoch
+    assert 3 * wanted.examples_per_epoch == N
     found = builder.rows(np.arange(N))
     for name, array in wanted.rows(builder.record_numbers(np.arange(N))).items():
         np.testing.assert_array_equal(found[name], array)
@@ -118,8 +118,6 @@ def test_a_store_is_exported_and_looked_at(
     prepare.main([f"--show={out}/train-*", "--examples=1", f"--output={tmp_path / 'look'}"])
     assert f"{N:,}" not in capsys.readouterr().out  # some are held out
     assert (tmp_path / "look" / "overview.png").exists()
-    with pytest.raises(UserError, match="set data.format=google_tfrecord"):
-        store_format = [override for override in overrides if "format" not in override]
-        from albert_jax.data import corpus
-
+    store_format = [override for override in overrides if "format" not in override]
+    with pytest.raises(UserError, match=r"set data\.format=google_tfrecord"):
         corpus.open_corpus(config.load_default(store_format).data)

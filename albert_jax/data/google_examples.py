@@ -21,6 +21,7 @@ Shapes: B examples, L sequence length, P masked slots, R records read, V vocabul
 """
 
 import dataclasses
+import fnmatch
 import functools
 import glob
 import hashlib
@@ -171,8 +172,13 @@ def shape(path: str) -> tuple[int, int]:
 
 
 def are_records(path: str) -> bool:
-    """Whether a path names TFRecord files or a folder of them, judged by their names."""
-    return ".tfrecord" in Path(path).name or bool(next(Path(path).glob(_PATTERN), None))
+    """Whether a path, as `data.path`, names TFRecord files or a folder of them, judged by their
+    names.
+    """
+    if Path(path).is_dir():
+        return any(Path(path).glob(_PATTERN))
+    named = [path, *(next(glob.iglob(part), "") for part in path.split(","))]  # noqa: PTH207
+    return any(fnmatch.fnmatch(Path(name).name, _PATTERN) for name in named)
 
 
 class RecordBuilder:
