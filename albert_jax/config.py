@@ -35,6 +35,8 @@ AUTO = -1  # what a number that may be chosen for the user reads as when it is w
 OPTIMIZERS = ("lamb", "adamw")
 SINGLE_SENTENCE = ("split", "random_next")
 SHUFFLES = ("global", "shard")
+DATA_FORMATS = ("store", "google_tfrecord")
+MASKS = ("stored", "new")
 TABLE_KINDS = ("classification", "multi_label", "regression")
 ENDS = ("top", "bottom")
 
@@ -148,9 +150,22 @@ class DataConfig:
     cache_gib: float = 0.0  # of tokens of stores in a bucket that are kept on the local disk, with
     # shuffle=shard; 0 = all of them
     seed: int = 0
+    format: str = "store"  # google_tfrecord: path = files, with globs and commas, or a folder of
+    # examples that Google's script made, cut and paired already; none of the above but the length,
+    # the seed (of their order) and what masks say plays a part
+    masks: str = "stored"  # of google_tfrecord: stored in the files; new: drawn anew every epoch
+    validation_path: str = (
+        ""  # of google_tfrecord: files to evaluate on; empty = 2 % of the records
+    )
+    # are held out, by their checksums (copies of their text with other masks stay in training)
+    tokenizer: str = (
+        ""  # of google_tfrecord: spiece.model or vocab.txt; empty = that beside the files
+    )
 
     def __post_init__(self) -> None:
         """Raises UserError for values that make no examples."""
+        _one_of("data", self, "format", DATA_FORMATS)
+        _one_of("data", self, "masks", MASKS)
         _at_least("data", self, "max_seq_length", 8)
         _between(
             "data", self, "max_predictions_per_seq", 1, self.max_seq_length, "data.max_seq_length"
@@ -451,6 +466,18 @@ class Config:
                 f"data.schedule={self.data.schedule} is for pretraining; task.name="
                 f"{self.task.name} takes its lengths from its rows."
             )
+        if self.data.format == "google_tfrecord" and self.model.type_vocab_size < 2:
+            raise UserError(
+                f"model.type_vocab_size={self.model.type_vocab_size}, but the examples of "
+                "data.format=google_tfrecord have two segments; set it to 2, or read a store."
+            )
+        if self.data.format == "google_tfrecord":
+            for name, usual in (("packing", False), ("shuffle", "global"), ("schedule", "")):
+                if (value := getattr(self.data, name)) != usual:
+                    raise UserError(
+                        f"data.{name}={value} is for token stores; the examples of "
+                        f"data.format=google_tfrecord are made already. Set it to {usual!r}."
+                    )
         _ = self.stages  # a schedule that cannot be followed is refused at once
 
     @property
@@ -500,7 +527,8 @@ _SECTIONS: dict[str, type] = {
 # What may differ when a run goes on in the same workdir: where it runs and how often it saves or
 # is looked at, never what it computes. (A store that moved is the same by its fingerprint.)
 CHANGEABLE = frozenset(
-    {"data.path", "data.cache_gib", "train.microbatch_size", "model.remat", "model.attention"}
+    {"data.path", "data.cache_gib", "data.validation_path", "data.tokenizer"}
+    | {"train.microbatch_size", "model.remat", "model.attention"}
     | {"train.max_skipped_batches", "train.stall_minutes"}
     | {f"mesh.{axis}" for axis in ("data", "fsdp", "tensor")}
     | {f"checkpoint.{field.name}" for field in dataclasses.fields(CheckpointConfig)}
@@ -525,7 +553,15 @@ def load(file_and_arg: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: no such file, no get_config, a field that does not exist, a value that is none.
     """
-    values = _run_config_file(file_and_arg)
+    return _overridden(_run_config_file(file_and_arg), overrides)
+
+
+def load_default(overrides: Sequence[str] = ()) -> Config:
+    """The checked config of `section.field=value` overrides and defaults; raises as `load` does."""
+    return _overridden(default_config(), overrides)
+
+
+def _overridden(values: ml_collections.ConfigDict, overrides: Sequence[str]) -> Config:
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals:

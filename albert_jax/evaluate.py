@@ -33,7 +33,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--step", type=int, help="of the checkpoint; the newest by default")
     parser.add_argument(
-        "--data", help="another token store of the same tokenizer, or several with commas"
+        "--data",
+        help="another token store of the same tokenizer, or several with commas; of a run on "
+        "Google's examples, files",
     )
     parser.add_argument("--batch_size", type=int, help="sequences at once; the run's by default")
     parser.add_argument(

@@ -34,6 +34,9 @@ Examples:
     python -m albert_jax.prepare --input='crawl/*.parquet' --min_characters=200 \\
       --keep=mine:is_german --unique_paragraphs --unique_documents --output=store \\
       --tokenizer=spiece.model
+  a look at what was prepared; the same as TFRecords of Google's script (--show --help has more)
+    python -m albert_jax.prepare --show=store
+    python -m albert_jax.prepare --export=google_tfrecord --input=store --output=examples
 
 In plain text a line is a paragraph of one or more sentences, or it was wrapped at some width; this
 is told apart document by document, and wrapped lines are joined again. The store is complete when
@@ -47,7 +50,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from albert_jax import cli
+from albert_jax import cli, prepared
 from albert_jax.data import beam, preparation, quality, sources, store, tokenizer, verify
 from albert_jax.errors import UserError
 
@@ -62,6 +65,8 @@ _CONFIGS = {
 
 def main(argv: Sequence[str]) -> None:
     """Prepares a store as the command line says and prints what is in it; or verifies one."""
+    if job := prepared.job(argv):
+        return job(argv)
     flags = _flags(argv)
     if flags.verify:
         _verify(flags.verify, flags.workers)

@@ -1,29 +1,43 @@
-"""What a run reads: a token store, or several as a mixture, as its config says."""
+"""What a run reads: a token store, a mixture of several, or Google's examples."""
 
 import dataclasses
+from pathlib import Path
 
 from albert_jax.config import DataConfig
-from albert_jax.data import mixture, store
+from albert_jax.data import google_examples, mixture, store
 from albert_jax.errors import UserError
 
-Corpus = store.Store | mixture.Stores
+Corpus = store.Store | mixture.Stores | google_examples.GoogleExamples
 
 
 def open_corpus(data: DataConfig) -> Corpus:
     """Opens `data.path`.
 
     Raises:
-        UserError: it is not whole, or names stores that do not go together.
+        UserError: it is not what `data.format` says, is not whole, or names stores that do not go
+            together.
     """
     paths = [path.strip() for path in data.path.split(",") if path.strip()]
+    if data.weights and (len(paths) < 2 or data.format == google_examples.FORMAT):
+        raise UserError(
+            f"data.weights={data.weights} is for several stores, but data.path={data.path} names "
+            "no more than one; name them all, with commas between, or leave the weights out."
+        )
+    are_stores = any((Path(path) / store.MANIFEST).exists() for path in paths)
+    if data.format == google_examples.FORMAT:
+        if are_stores:
+            raise UserError(
+                f"data.path={data.path} is a token store; set data.format=store to read it."
+            )
+        return google_examples.open_examples(data)
+    if not are_stores and google_examples.are_records(data.path):
+        raise UserError(
+            f"data.path={data.path} are TFRecord files; set data.format={google_examples.FORMAT} "
+            "if Google's script made them."
+        )
     whole = not reads_near(data)
     if len(paths) > 1:
         return mixture.open_stores(paths, data.weights, whole)
-    if data.weights:
-        raise UserError(
-            f"data.weights={data.weights} is for several stores, but data.path={data.path} names "
-            "one; name them all, with commas between, or leave the weights out."
-        )
     return store.open_store(data.path, whole)
 
 
@@ -32,8 +46,8 @@ def reads_near(data: DataConfig) -> bool:
     return data.shuffle == "shard" and data.cache_gib > 0
 
 
-def parts(data: Corpus) -> tuple[tuple[str, store.Store], ...]:
-    """Name and store of each part that is evaluated on its own."""
+def parts(data: Corpus) -> tuple[tuple[str, store.Store | google_examples.GoogleExamples], ...]:
+    """Name and text of each part that is evaluated on its own."""
     if isinstance(data, mixture.Stores):
         return tuple(zip(data.names, data.stores, strict=True))
     return (("", data),)
@@ -45,5 +59,9 @@ def weights(data: Corpus) -> tuple[float, ...]:
 
 
 def other(data: DataConfig, path: str) -> DataConfig:
-    """What a run is evaluated on that reads `data` but is given another path."""
-    return dataclasses.replace(data, path=path, weights="")
+    """What a run is evaluated on that reads `data` but is given another path: the held-out part of
+    a store or several, or all records of files.
+    """
+    if (Path(path) / store.MANIFEST).exists() or data.format == "store":
+        return dataclasses.replace(data, format="store", path=path, weights="")
+    return dataclasses.replace(data, path=path, validation_path=path)

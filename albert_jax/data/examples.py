@@ -116,6 +116,7 @@ _SOP, _NSP, _NONE = _OBJECTIVES.values()
 _SINGLE_SENTENCE = ("split", "random_next")
 _CONTINUES, _STARTS, _SPECIAL = 0, 1, 2
 _MANY = 1_000_000  # pairs that tell how much padding there is
+_MASKED = ("masked_lm_positions", "masked_lm_ids", "masked_lm_weights")
 _ALIGNMENT_BYTES = 64  # that TensorFlow wants
 
 
@@ -358,13 +359,7 @@ class ExampleBuilder:
             self._options.max_pairs_per_seq if self._options.packing else 1,
         )
         packed_B = B if self._options.packing else 0
-        batch = {
-            "input_ids": aligned((B, L), np.int32),
-            "token_type_ids": aligned((B, L), np.int32),
-            "attention_mask": aligned((B, L), np.int32),
-            "masked_lm_positions": aligned((B, P), np.int32),
-            "masked_lm_ids": aligned((B, P), np.int32),
-            "masked_lm_weights": aligned((B, P), np.float32),
+        batch = empty_batch(B, L, P) | {
             "sentence_order_labels": aligned((B, S), np.int32),
             "sentence_order_weights": aligned((packed_B, S), np.float32),
             "segment_ids": aligned((packed_B, L), np.int32),
@@ -402,6 +397,55 @@ class ExampleBuilder:
                     "tokenizer, or is damaged. Prepare it again."
                 )
         raise AssertionError("an unknown token was met, yet no shard holds one")
+
+
+class Masker:
+    """Masks text that is laid in rows already, by the rules of this module (4 and 5).
+
+    The stream of a row is that of the example with its epoch and number, which draws nothing else.
+
+    Args:
+        vocabulary: of the tokenizer that made the ids.
+        options: those of masking, the length and the seed are looked at.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, options: ExampleOptions) -> None:
+        self._rules = _make_rules(vocabulary, options)
+        self._whole_words = options.whole_word_masking
+
+    def mask(
+        self,
+        batch: dict[str, np.ndarray],
+        starts_word_BL: np.ndarray,
+        epochs_B: np.ndarray,
+        numbers_B: np.ndarray,
+    ) -> None:
+        """Masks the rows of a batch of `empty_batch` in place.
+
+        Args:
+            batch: `input_ids` without masks and `attention_mask` are read; `input_ids` and the
+                three `masked_lm_*` are written. Ids are those of the vocabulary.
+            starts_word_BL: bool, the piece at this place begins a word.
+            epochs_B: int64.
+            numbers_B: int64, of the example in its epoch; the row of a negative one is left alone.
+        """
+        masked = tuple(batch[name] for name in ("input_ids", *_MASKED))
+        lengths_B = batch["attention_mask"].sum(1, dtype=np.int64)
+        starts_BL = np.ascontiguousarray(starts_word_BL | (not self._whole_words))
+        _mask_rows(self._rules, *masked, starts_BL, lengths_B, epochs_B, numbers_B)
+
+
+def empty_batch(B: int, L: int, P: int) -> dict[str, np.ndarray]:
+    """The arrays of a batch, with anything in them, where TensorFlow takes them without a copy."""
+    return {
+        "input_ids": aligned((B, L), np.int32),
+        "token_type_ids": aligned((B, L), np.int32),
+        "attention_mask": aligned((B, L), np.int32),
+        "masked_lm_positions": aligned((B, P), np.int32),
+        "masked_lm_ids": aligned((B, P), np.int32),
+        "masked_lm_weights": aligned((B, P), np.float32),
+        "sentence_order_labels": aligned((B,), np.int32),
+    }
 
 
 class _Corpus(NamedTuple):
@@ -697,6 +741,7 @@ def _build(
     slots = np.empty((2, L + 2), np.int32)
     order = np.empty(L + 1, np.int32)
     masked = np.empty(L + 2, np.uint8)
+    kinds_L = np.empty(L, np.uint8)
     for b in range(B):
         ids_L, types_L, attention_L = batch.ids_BL[b], batch.types_BL[b], batch.attention_BL[b]
         batch.positions_BP[b] = 0
@@ -727,8 +772,11 @@ def _build(
                 )
             if length < 0:
                 return False
+            for p in range(length):
+                kinds_L[p] = rules.piece_kind_V[free_L[p]]
             masks = _mask(
                 rules,
+                kinds_L,
                 stream,
                 free_L,
                 length,
@@ -778,6 +826,49 @@ def _has_other(corpus: _Corpus, rules: _Rules, chunk: int, k: int) -> bool:
     if rules.objective == _NSP:
         return k == corpus.chunk_cut_N[chunk]
     return k == 1 and rules.random_next
+
+
+@_compiled
+def _mask_rows(
+    rules: _Rules,
+    ids_BL: np.ndarray,
+    positions_BP: np.ndarray,
+    targets_BP: np.ndarray,
+    weights_BP: np.ndarray,
+    starts_BL: np.ndarray,
+    lengths_B: np.ndarray,
+    epochs_B: np.ndarray,
+    numbers_B: np.ndarray,
+) -> None:
+    B, L = ids_BL.shape
+    stream = np.empty(1, np.uint64)
+    slots = np.empty((2, L + 2), np.int32)
+    order = np.empty(L + 1, np.int32)
+    masked = np.empty(L + 2, np.uint8)
+    kinds_L = np.empty(L, np.uint8)
+    for b in range(B):
+        if numbers_B[b] < 0:
+            continue
+        positions_BP[b] = 0
+        targets_BP[b] = 0
+        weights_BP[b] = 0
+        for p in range(lengths_B[b]):
+            special = rules.piece_kind_V[ids_BL[b, p]] == _SPECIAL
+            kinds_L[p] = _SPECIAL if special else starts_BL[b, p]
+        stream[0] = _key(rules.seed, _EXAMPLE, epochs_B[b], numbers_B[b])
+        _mask(
+            rules,
+            kinds_L,
+            stream,
+            ids_BL[b],
+            lengths_B[b],
+            slots,
+            order,
+            masked,
+            positions_BP[b],
+            targets_BP[b],
+            weights_BP[b],
+        )
 
 
 @_compiled
@@ -922,6 +1013,7 @@ def _copy_from(tokens: np.ndarray, ids_L: np.ndarray, at: int) -> np.int64:
 @_compiled
 def _mask(
     rules: _Rules,
+    kinds_L: np.ndarray,
     stream: np.ndarray,
     ids_L: np.ndarray,
     length: int,
@@ -934,6 +1026,7 @@ def _mask(
 ) -> int:
     """Masks words of `ids_L` in place and writes down what was there; how many pieces.
 
+    `kinds_L` says of each piece whether it continues a word, starts one or is special.
     A slot is a word or a special piece, in text order: `begins` has where each begins, `closes` the
     slot of the [SEP] that ends its segment. `order` has the slots that are words.
     """
@@ -943,7 +1036,7 @@ def _mask(
     segment = 0
     fresh = 1
     for p in range(1, length):
-        kind = rules.piece_kind_V[ids_L[p]]
+        kind = kinds_L[p]
         begins[count] = p
         order[words] = count
         if kind == _SPECIAL:

@@ -149,7 +149,7 @@ def _batches(
     """Yields the batches of steps [first_step, last_step), made ahead in tf.data's threads."""
     if first_step >= last_step:
         return
-    tf = _tensorflow()
+    tf = tensorflow()
     failures: list[Exception] = []
 
     def build(step: np.ndarray) -> list[np.ndarray]:
@@ -183,7 +183,8 @@ def _batches(
         raise
 
 
-def _tensorflow() -> Any:
+def tensorflow() -> Any:
+    """TensorFlow, quiet and kept off accelerators; all of `data` that needs it takes it here."""
     # Libraries should be silent on a user's terminal; a value that the user has set wins.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

@@ -20,6 +20,7 @@ import abc
 import dataclasses
 import hashlib
 import itertools
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,6 +35,8 @@ COMPATIBLE_WITH = ("google", "huggingface")
 # What `train` can make, and the name of its file; a store and a run keep it under this name.
 TRAINED_FILES = {"unigram": "tokenizer.model", "wordpiece": "vocab.txt", "bpe": "tokenizer.json"}
 FILES = tuple(TRAINED_FILES.values())
+# Beside a tokenizer's file that is kept apart from a store: its options.
+NORMALIZATION_FILE = "normalization.json"
 
 # Pieces for padding, the unknown, begin, end and mask, in this order. DistilBERT's are BERT's.
 SPECIAL = {
@@ -71,6 +74,21 @@ class Normalization:
         if self.compatible_with == "google":
             del record["compatible_with"]
         return record
+
+    @classmethod
+    def beside(cls, tokenizer: Path) -> "Normalization":
+        """The options that stand beside a tokenizer's file; the usual ones where none do.
+
+        Raises:
+            UserError: a file that is no such options.
+        """
+        path = tokenizer.with_name(NORMALIZATION_FILE)
+        if not path.exists():
+            return cls()
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, TypeError, ValueError) as error:
+            raise UserError(f"{path} does not say how text is normalised: {error}") from None
 
 
 def normalize(text: str, options: Normalization) -> str:

@@ -1,5 +1,5 @@
-"""Pretraining on a token store or several, as the training loop sees it: examples, exact held-out
-losses, wording, pictures.
+"""Pretraining on token stores or on Google's examples, as the training loop sees it: examples,
+exact held-out losses, wording, pictures.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import numpy as np
 
 from albert_jax import curriculum
 from albert_jax.config import Config, DataConfig
-from albert_jax.data import corpus, examples, mixture, nearby, pipeline
+from albert_jax.data import corpus, examples, google_examples, mixture, nearby, pipeline
 from albert_jax.data.corpus import Corpus
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
@@ -241,14 +241,16 @@ def resolve(config: Config, data: Corpus) -> Config:
     return distillation.resolve(config, data.tokenizer().sha256)
 
 
-def example_builder(config: Config, data: Corpus, split: str) -> pipeline.Builder:
+def example_builder(
+    config: Config, data: Corpus, split: str, fields: DataConfig | None = None
+) -> pipeline.Builder:
     """The examples of a split as a run sees them: with its own settings, or the fixed ones of the
-    validation split.
+    validation split; or with those of `fields`.
     """
     if isinstance(data, mixture.Stores):
-        builders = [example_builder(config, each, split) for each in data.stores]
+        builders = [example_builder(config, each, split, fields) for each in data.stores]
         return mixture.Mixture(builders, data.weights, config.data.seed)
-    fields = config.data if split == "train" else held_out(config.data)
+    fields = fields or (config.data if split == "train" else held_out(config.data))
     options = examples.ExampleOptions(
         max_seq_length=fields.max_seq_length,
         max_predictions_per_seq=fields.max_predictions_per_seq,
@@ -264,6 +266,8 @@ def example_builder(config: Config, data: Corpus, split: str) -> pipeline.Builde
         shuffle=fields.shuffle,
         shuffle_shards=fields.shuffle_shards,
     )
+    if isinstance(data, google_examples.GoogleExamples):
+        return data.builder(split, options, fields.masks)
     vocabulary = examples.Vocabulary.of(data.tokenizer())
     if data.source and split == "train" and corpus.reads_near(config.data):
         stores = len(config.data.path.split(","))

@@ -18,7 +18,7 @@ from albert_jax.errors import UserError
 from albert_jax.training import hosts as hosts_lib
 from albert_jax.training import run_folder
 
-_SKIPPED, _NORMALIZATION = "skipped_batches.json", "normalization.json"
+_SKIPPED, _NORMALIZATION = "skipped_batches.json", tokenizer_lib.NORMALIZATION_FILE
 
 
 def prepare(workdir: pathlib.Path, config: Config) -> AbstractContextManager[Any]:
@@ -53,7 +53,7 @@ def check_shared(workdir: pathlib.Path, config: Config, hosts: hosts_lib.Hosts) 
     """
     leaders = config_lib.resolve(json.loads(hosts.share("config", config.to_json)))
     # Even what may change from start to start: on two meshes, they would wait for each other.
-    allowed = frozenset({"data.path", "data.cache_gib"})
+    allowed = frozenset({"data.path", "data.cache_gib", "data.validation_path", "data.tokenizer"})
     if differing := config_lib.differing_fields(config, leaders, allowed):
         raise UserError(
             f"process {hosts.index} was given another config or store than process 0:\n  "

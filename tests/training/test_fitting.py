@@ -114,6 +114,7 @@ def test_devices_of_a_cpu_share_the_machines_memory():
         if line.startswith("MemTotal:")
     )
     limit = fitting.memory_limit(jax.devices()[0])
+    assert limit is not None
     assert limit * len(jax.devices()) == pytest.approx(kilobytes * 1024, rel=0.02)
 
 
