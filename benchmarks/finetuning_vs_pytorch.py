@@ -63,7 +63,7 @@ def main() -> None:
     task = course_lib.read(cfg, start.tokenizer)
     cfg = course_lib.resolve(cfg, task, start.tokenizer)
     run = program.build(cfg, sharding.make_mesh(cfg, jax.devices()[:1]))
-    rows = course_lib.Course(run, task, start.tokenizer).examples(run.config.stages[0])
+    rows = course_lib.Course(run, task, start.tokenizer).builder(run.config.stages[0])
     state: Any = initial.started(run.init(), start.model, slots=False)
 
     compile_seconds, seen = 0.0, set()

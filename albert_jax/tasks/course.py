@@ -136,7 +136,7 @@ class Course:
         self.held_out = mixture.Chain(self._rows, size)
         self.evaluation_batches: int | None = None
 
-    def examples(self, stage: curriculum.Stage) -> batches.Rows:
+    def builder(self, stage: curriculum.Stage) -> batches.Rows:
         """The training rows."""
         del stage  # there is but one
         return self._examples

@@ -70,8 +70,8 @@ class Course(Protocol):
         """What is evaluated, as `pipeline.evaluation_batches` wants it."""
         ...
 
-    def examples(self, stage: curriculum.Stage) -> pipeline.Builder:
-        """What is learnt from in a stage of the run."""
+    def builder(self, stage: curriculum.Stage) -> pipeline.Builder:
+        """What makes the examples of a stage of the run."""
         ...
 
     def abstract_batch(self, stage: curriculum.Stage) -> Any:
@@ -170,7 +170,7 @@ class _Loop:
         self._stages = run.config.stages
         self._parts = [
             pipeline.Stage(
-                course.examples(stage),
+                course.builder(stage),
                 stage.global_batch_size,
                 sharding.local_rows(run.batch_sharding, stage.global_batch_size),
                 stage.first_batch,

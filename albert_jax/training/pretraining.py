@@ -42,7 +42,7 @@ class Course:
         self.evaluation_batches: int | None = None  # each part has its own number of them
         self._flops: dict[tuple[int, int], float] = {}
 
-    def examples(self, stage: curriculum.Stage) -> pipeline.Builder:
+    def builder(self, stage: curriculum.Stage) -> pipeline.Builder:
         """The training examples of a stage; where there are several, made when they are needed."""
         return self._alike or _Later(lambda: self._made(stage))
 
