@@ -21,12 +21,19 @@ Examples:
       --vocab_size=8000
 
   on many machines, through Apache Beam (launch/prepare_dataflow.sh does all of it on Google Cloud)
-    python -m albert_jax.prepare --input='gs://BUCKET/texts/*.txt' --output=gs://BUCKET/store \
-      --tokenizer=spiece.model --runner=DataflowRunner \
+    python -m albert_jax.prepare --input='gs://BUCKET/texts/*.txt' --output=gs://BUCKET/store \\
+      --tokenizer=spiece.model --runner=DataflowRunner \\
       --beam_options='--project=P --region=R --temp_location=gs://BUCKET/tmp'
 
   is a store, here or copied, still what was written?
     python -m albert_jax.prepare --verify=store
+
+  Wikipedia out of TFDS, or Parquet files, without what repeats
+    python -m albert_jax.prepare --input=tfds:wikipedia/20230601.en --output=store \\
+      --tokenizer=spiece.model
+    python -m albert_jax.prepare --input='crawl/*.parquet' --min_characters=200 \\
+      --keep=mine:is_german --unique_paragraphs --unique_documents --output=store \\
+      --tokenizer=spiece.model
 
 In plain text a line is a paragraph of one or more sentences, or it was wrapped at some width; this
 is told apart document by document, and wrapped lines are joined again. The store is complete when
@@ -41,7 +48,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from albert_jax import cli
-from albert_jax.data import beam, preparation, store, text, tokenizer, verify
+from albert_jax.data import beam, preparation, quality, sources, store, tokenizer, verify
 from albert_jax.errors import UserError
 
 _DEFAULT_VOCABULARY = 30_000  # pieces
@@ -71,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
             normalization=tokenizer.Normalization(
                 not flags.cased, flags.keep_accents, flags.compatible_with
             ),
-            reading=text.Reading(
+            reading=sources.Reading(
                 flags.document, flags.text_field, flags.language, flags.errors == "skip"
             ),
             file_format=flags.format or "",
@@ -79,6 +86,10 @@ def main(argv: Sequence[str]) -> None:
             workers=flags.workers,
             resume=flags.resume,
             cluster=cluster if flags.runner else None,
+            tfds_data_dir=flags.tfds_data_dir,
+            quality=quality.Quality(
+                flags.min_characters, flags.keep, flags.unique_paragraphs, flags.unique_documents
+            ),
         ),
     )
     print(_summary(made, time.monotonic() - began))
@@ -91,7 +102,9 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
         "--input",
         action="append",
         metavar="GLOB[,GLOB...]",
-        help="files of UTF-8 text or JSON Lines, plain or .gz, or python-docs; may be repeated",
+        help="files of UTF-8 text, JSON Lines or WikiExtractor's output, plain or packed (.gz, "
+        ".bz2, .xz, .zst); of Parquet; tfds:NAME or tfds:NAME@SPLIT; or python-docs; may be "
+        "repeated",
     )
     add("--output", metavar="STORE", help="the folder to make")
     vocabulary = parser.add_mutually_exclusive_group()
@@ -132,14 +145,20 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     )
     add(
         "--format",
-        choices=("text", "jsonl"),
-        help="of all files (default: *.jsonl is JSON Lines, all else is text)",
+        choices=sources.FORMATS,
+        help="of all files (default: by name; *.jsonl is JSON Lines, *.parquet is Parquet, wiki_00 "
+        "is of WikiExtractor, all else is text)",
     )
     add(
         "--text_field",
         default="text",
         metavar="NAME",
-        help="where a JSON object has its text (default: text)",
+        help="where a JSON object, a Parquet file or a TFDS dataset has its text (default: text)",
+    )
+    add(
+        "--tfds_data_dir",
+        metavar="DIR",
+        help="where TFDS has its datasets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)",
     )
     add(
         "--errors",
@@ -150,6 +169,40 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--cased", action="store_true", help="keep capitals; bpe always does")
     add("--keep_accents", action="store_true", help="keep accents; bpe and cased wordpiece do")
+    add(
+        "--min_characters",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out documents of fewer characters",
+    )
+    add(
+        "--keep",
+        default="",
+        metavar="MODULE:FUNCTION",
+        help="keep only the documents for whose text your own Python function returns True: a "
+        "language filter, or any other rule",
+    )
+    add(
+        "--unique_paragraphs",
+        type=int,
+        nargs="?",
+        const=100,
+        default=0,
+        metavar="N",
+        help="leave out paragraphs of at least N characters that repeat an earlier one (default "
+        "of N: 100)",
+    )
+    add(
+        "--unique_documents",
+        type=float,
+        nargs="?",
+        const=0.8,
+        default=0.0,
+        metavar="X",
+        help="leave out documents that share X of their five-word sequences with an earlier one, "
+        "by MinHash (default of X: 0.8)",
+    )
     add(
         "--validation_fraction",
         type=float,

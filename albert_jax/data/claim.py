@@ -84,7 +84,7 @@ def kept_if_useful(folder: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         finished = len(list(folder.glob("*-of-*.json")))
-        if not finished:
+        if not finished and not any(folder.glob("*/*-of-*.json")):
             shutil.rmtree(folder, ignore_errors=True)
             raise
         kept = (

@@ -5,7 +5,7 @@ Out: a whole token store (see `store`), or a `UserError` and no store.
 
 A shard is a pure function of its job (see `shards`), so the bytes of a store depend on input and
 options, never on how many processes wrote it or in what order. Memory is bounded by the largest
-document part (`text.DOCUMENT_LIMIT`), whatever the size of the input.
+document part (`sources.DOCUMENT_LIMIT`), whatever the size of the input.
 
 The store grows in `STORE.unfinished` and is moved to `STORE` when it is whole. A finished shard has
 a record beside it, written last; `resume` keeps such shards if input and options are still the
@@ -28,7 +28,18 @@ from typing import Any
 import numpy as np
 
 from albert_jax import progress as progress_lib
-from albert_jax.data import beam, claim, python_docs, shards, store, text, workers
+from albert_jax.data import (
+    beam,
+    claim,
+    duplicates,
+    python_docs,
+    shards,
+    sources,
+    store,
+    text,
+    workers,
+)
+from albert_jax.data import quality as quality_lib
 from albert_jax.data import tokenizer as tokenizer_lib
 from albert_jax.errors import UserError
 
@@ -49,23 +60,27 @@ class Options:
         vocab_size: its pieces.
         normalization: how text is normalised before it is encoded.
         reading: how files are understood.
-        file_format: "text", "jsonl", or "" to go by each file's name.
+        file_format: one of `sources.FORMATS`, or "" to go by each file's name.
         validation_fraction: share of the text that is held out, by sections.
         workers: processes; the store does not depend on it.
         cluster: the machines that write the shards, through Beam; None for processes of our own.
         resume: go on with the unfinished store that is there.
+        tfds_data_dir: where TFDS keeps its datasets, if not in its usual folder.
+        quality: which documents and paragraphs are left out.
     """
 
     tokenizer: str | None
     trained_kind: str
     vocab_size: int
     normalization: tokenizer_lib.Normalization
-    reading: text.Reading
+    reading: sources.Reading
     file_format: str
     validation_fraction: float
     workers: int
     resume: bool
     cluster: beam.Cluster | None = None
+    tfds_data_dir: str | None = None
+    quality: quality_lib.Quality = dataclasses.field(default_factory=quality_lib.Quality)
 
     def __post_init__(self) -> None:
         """Raises UserError for values that make no sense."""
@@ -111,6 +126,7 @@ def prepare(inputs: Sequence[str], output: str, options: Options) -> store.Store
             claim.kept_if_useful(folder),
         ):
             files = _collect(inputs, folder, options)
+            _compare(files, folder, options)
             model = _place_tokenizer(files, folder, options)
             jobs, records = _write_shards(files, folder, model, options)
             tokenizer = shards.load_tokenizer(model, options.normalization)
@@ -120,6 +136,7 @@ def prepare(inputs: Sequence[str], output: str, options: Options) -> store.Store
             folder.replace(path)
             # Only now: until here a failure must find what to go on with.
             claim.tidy(path, tokenizer.file_name)
+            shutil.rmtree(path / shards.DUPLICATES, ignore_errors=True)
     except OSError as error:
         raise UserError(claim.why_not_written(error, folder)) from error
     return store.open_store(path)
@@ -137,6 +154,7 @@ def _decisive(options: Options) -> dict[str, Any]:
         **dataclasses.asdict(options.normalization),
         **dataclasses.asdict(options.reading),
         "format": options.file_format,
+        "quality": options.quality.record(),
         **_libraries(library),
         "validation_fraction": options.validation_fraction,
     }
@@ -162,10 +180,10 @@ def _collect(inputs: Sequence[str], folder: Path, options: Options) -> list[str]
         if item == PYTHON_DOCS:
             files[str(_documentation(folder, options.workers))] = None
         else:
-            files.update(dict.fromkeys(text.find_files([item])))
+            files.update(dict.fromkeys(sources.find([item], options.tfds_data_dir)))
     if not files:
-        raise UserError("--input names nothing; give a file, a pattern or python-docs.")
-    if not any(Path(path).stat().st_size for path in files):
+        raise UserError("--input names nothing; give a file, a pattern, tfds:NAME or python-docs.")
+    if not any(map(sources.size, files)):
         raise UserError(
             f"the input is empty: its files have 0 bytes each ({', '.join(list(files)[:3])})."
         )
@@ -199,6 +217,35 @@ def _extract(
     return extracts
 
 
+def _compare(files: Sequence[str], folder: Path, options: Options) -> None:
+    """Finds out what repeats, if that is to be left out."""
+    if not options.quality.needs_comparison:
+        return
+    jobs = [
+        duplicates.ScanJob(
+            name=name,
+            units=units,
+            identity=shards.states(units),
+            folder=folder / shards.DUPLICATES,
+            reading=options.reading,
+            quality=options.quality,
+        )
+        for name, units in _planned(files, options)
+    ]
+    todo = duplicates.unscanned(jobs)
+    jobs[0].folder.mkdir(exist_ok=True)
+    total = sum(unit.size for job in todo for unit in job.units)
+    with progress_lib.Progress("compare", total, "B") as progress:
+        _each(duplicates.scan, todo, options, progress)
+    duplicates.decide(jobs)
+
+
+def _planned(files: Sequence[str], options: Options) -> list[tuple[str, tuple[sources.Unit, ...]]]:
+    """Name and units of each shard."""
+    planned = shards.plan(files, options.file_format, options.reading)
+    return [(f"{index:05d}-of-{len(planned):05d}", units) for index, units in enumerate(planned)]
+
+
 def _place_tokenizer(files: Sequence[str], folder: Path, options: Options) -> Path:
     """The tokenizer in its place in the store: copied, or trained on the input."""
     if options.tokenizer:
@@ -206,16 +253,19 @@ def _place_tokenizer(files: Sequence[str], folder: Path, options: Options) -> Pa
         shutil.copyfile(options.tokenizer, path)
         return path
     path = folder / tokenizer_lib.TRAINED_FILES[options.trained_kind]
-    planned = shards.plan(files, options.file_format, options.reading)
-    units = [unit for shard in planned for unit in shard]
+    units = [
+        (unit, (name, number))
+        for name, shard in _planned(files, options)
+        for number, unit in enumerate(shard)
+    ]
     # In no order, since a large input is not read to its end.
     order = sorted(range(len(units)), key=lambda index: shards.text_hash(str(index)))
     job = _TrainingJob(tuple(units[index] for index in order), path, options)
     trained_on = folder / "vocabulary.json"
-    states = {"units": shards.states(job.units)}
+    states = {"units": shards.states([unit for unit, _ in job.units])}
     if path.exists() and trained_on.exists() and json.loads(trained_on.read_bytes()) == states:
         return path
-    total = sum(unit.size for unit in job.units)
+    total = sum(unit.size for unit, _ in job.units)
     less = "train a vocabulary on a part of the input and give it as --tokenizer"
     with progress_lib.Progress("vocabulary", total, "B") as progress:
         # Two workers, of which one has work: a process that Ctrl-C can end at once.
@@ -226,7 +276,7 @@ def _place_tokenizer(files: Sequence[str], folder: Path, options: Options) -> Pa
 
 @dataclasses.dataclass(frozen=True)
 class _TrainingJob:
-    units: tuple[text.Unit, ...]
+    units: tuple[tuple[sources.Unit, tuple[str, int]], ...]  # and the place of each, by shard
     path: Path
     options: Options
 
@@ -234,9 +284,17 @@ class _TrainingJob:
 def _train_tokenizer(job: _TrainingJob, advance: workers.Advance) -> None:
     def sentences() -> Iterator[str]:
         reading = job.options.reading
-        skipped = text.Skipped()  # counted when the shards are written
-        for unit in job.units:
-            for paragraphs in text.documents(unit, reading, skipped, lambda size: advance(size, 0)):
+        skipped = sources.Skipped()  # counted when the shards are written
+        for unit, place in job.units:
+            for paragraphs in duplicates.documents(
+                unit,
+                place,
+                reading,
+                job.options.quality,
+                job.path.parent / shards.DUPLICATES,
+                skipped,
+                lambda size: advance(size, 0),
+            ):
                 advance(0, 1)
                 for paragraph in paragraphs:
                     yield from text.sentences(paragraph, reading.language)
@@ -257,22 +315,22 @@ def _write_shards(
     files: Sequence[str], folder: Path, tokenizer: Path, options: Options
 ) -> tuple[list[shards.ShardJob], list[dict[str, Any]]]:
     """Writes all shards that are not finished yet; the jobs and records of all, in order."""
-    planned = shards.plan(files, options.file_format, options.reading)
     jobs = [
         shards.ShardJob(
-            name=f"{index:05d}-of-{len(planned):05d}",
+            name=name,
             units=units,
             folder=folder,
             tokenizer=tokenizer,
             normalization=options.normalization,
             reading=options.reading,
             validation_below=round(options.validation_fraction * _HASHES),
+            quality=options.quality,
         )
-        for index, units in enumerate(planned)
+        for name, units in _planned(files, options)
     ]
-    total = sum(unit.size for units in planned for unit in units)
+    total = sum(unit.size for job in jobs for unit in job.units)
     with progress_lib.Progress("prepare", total, "B") as progress:
-        records = _complete(jobs, options, progress)
+        records = _each(shards.complete, jobs, options, progress)
         if not any(record[split]["tokens"] for record in records for split in store.SPLITS):
             for job in jobs:
                 shards.record_path(job).unlink()  # nothing that is worth going on with
@@ -281,20 +339,20 @@ def _write_shards(
         jobs = [dataclasses.replace(job, validation_below=below) for job in jobs]
         # None as a rule; else as few as hold the one section that has to change sides.
         others = [index for index, record in enumerate(records) if _differs(record, below)]
-        again = _complete([jobs[index] for index in others], options, progress)
+        again = _each(shards.complete, [jobs[index] for index in others], options, progress)
         for index, record in zip(others, again, strict=True):
             records[index] = record
     return jobs, records
 
 
-def _complete(
-    jobs: Sequence[shards.ShardJob], options: Options, progress: progress_lib.Progress
+def _each(
+    task: beam.Task, jobs: Sequence[beam.Job], options: Options, progress: progress_lib.Progress
 ) -> list[dict[str, Any]]:
-    """The records of these shards, in order, each written or found whole."""
+    """The records that a task makes of the jobs, in order; here or on many machines."""
     if options.cluster:
-        return beam.complete(jobs, options.cluster, progress)
+        return beam.each(task, jobs, options.cluster, progress)
     processes = min(options.workers, max(len(jobs), 1))
-    done = workers.parallel(shards.complete, jobs, processes, progress, "documents")
+    done = workers.parallel(task, jobs, processes, progress, "documents")
     return [record for _, record in sorted(done, key=lambda one: one[0])]
 
 
@@ -313,7 +371,7 @@ def _threshold(records: Sequence[dict[str, Any]], below: int) -> int:
 
 
 def _why_nothing(records: Sequence[dict[str, Any]]) -> str:
-    skipped = text.Skipped()
+    skipped = sources.Skipped()
     for record in records:
         skipped.merge(record["skipped"])
     left_out = "; ".join(f"{count:,} {reason}" for reason, (count, _) in skipped.items())
@@ -349,22 +407,22 @@ def _manifest(
 ) -> dict[str, Any]:
     """All that is known of the store; of time and place it holds but the names of the files."""
     about_docs = folder / f"{PYTHON_DOCS}.json"
-    skipped = text.Skipped()
+    skipped = sources.Skipped()
     for path in files:
-        if Path(path).stat().st_size == 0:
+        if sources.size(path) == 0:
             skipped.add("empty files", path)
     for record in records:
         skipped.merge(record["skipped"])
-    sources: list[dict[str, Any]] = []
+    listed: list[dict[str, Any]] = []
     for path in files:
-        source: dict[str, Any] = {"path": path, "bytes": Path(path).stat().st_size}
+        source: dict[str, Any] = {"path": path, "bytes": sources.size(path)}
         if Path(path).parent == folder:
             about = json.loads(about_docs.read_bytes())
             source |= {"path": PYTHON_DOCS, "packages": about["packages"]}
             skipped.merge(
                 {reason: (count, PYTHON_DOCS) for reason, count in about["skipped"].items()}
             )
-        sources.append(source)
+        listed.append(source)
     splits = {
         split: {
             **{
@@ -388,6 +446,8 @@ def _manifest(
         "libraries": _libraries(tokenizer.library),
         "language": options.reading.language,
         "document": options.reading.document,
+        # A store for which nothing was chosen is as it ever was.
+        **({"quality": quality} if (quality := options.quality.record()) else {}),
         "split_rule": (
             "A document is cut, where it has the length for two, into sections of at least "
             f"{shards.SECTION_SENTENCES} sentences that end with a paragraph. A section is held "
@@ -406,7 +466,7 @@ def _manifest(
         "skipped": {
             reason: {"count": count, "first": where} for reason, (count, where) in skipped.items()
         },
-        "sources": sources,
+        "sources": listed,
         "splits": splits,
     }
 

@@ -7,7 +7,7 @@ Out: the shard's files (see `store`), how often each piece occurs in them, and a
 `plan` cuts the input by names and sizes alone, and a shard is a pure function of its job, so its
 bytes are the same whichever process or machine writes it, in whatever order and however often. The
 record is written last: a shard without one is not finished. Memory is bounded by the largest
-document part (`text.DOCUMENT_LIMIT`).
+document part (`sources.DOCUMENT_LIMIT`).
 
 Shapes: T tokens, S sentences, V vocabulary.
 """
@@ -23,10 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from albert_jax.data import store, text
+from albert_jax.data import duplicates, sources, store, text
+from albert_jax.data import quality as quality_lib
 from albert_jax.data import tokenizer as tokenizer_lib
 from albert_jax.data.workers import Advance
 
+DUPLICATES = "duplicates"  # a folder in that of the unfinished store
 SECTION_SENTENCES = 64  # a document of twice as many is cut into sections for the split
 
 _SHARD_BYTES = (1 << 20, 256 << 20)  # smallest and largest amount of input for one shard
@@ -47,37 +49,44 @@ class ShardJob:
         normalization: used with it.
         reading: how the input is understood.
         validation_below: a section with a hash under this is held out.
+        quality: which documents and paragraphs are left out.
     """
 
     name: str
-    units: tuple[text.Unit, ...]
+    units: tuple[sources.Unit, ...]
     folder: Path
     tokenizer: Path
     normalization: tokenizer_lib.Normalization
-    reading: text.Reading
+    reading: sources.Reading
     validation_below: int
+    quality: quality_lib.Quality = dataclasses.field(default_factory=quality_lib.Quality)
+
+    @property
+    def duplicates(self) -> Path:
+        """Where it is decided what repeats, before any shard is written."""
+        return self.folder / DUPLICATES
 
 
 def plan(
-    files: Sequence[str], file_format: str, reading: text.Reading
-) -> list[tuple[text.Unit, ...]]:
+    files: Sequence[str], file_format: str, reading: sources.Reading
+) -> list[tuple[sources.Unit, ...]]:
     """The units of each shard, in order: a function of the files' names and sizes alone.
 
     Args:
         files: paths, in order.
-        file_format: "text", "jsonl", or "" to go by each file's name.
+        file_format: one of `sources.FORMATS`, or "" to go by each file's name.
         reading: how they are understood.
     """
-    total = sum(_weight(path, Path(path).stat().st_size) for path in files)
+    total = sum(sources.weight(path, sources.size(path)) for path in files)
     smallest, largest = _SHARD_BYTES
     target = min(max(total // _SHARDS, smallest), largest)
-    shards: list[tuple[text.Unit, ...]] = []
-    shard: list[text.Unit] = []
+    shards: list[tuple[sources.Unit, ...]] = []
+    shard: list[sources.Unit] = []
     weight = 0
     for path in files:
-        for unit in text.units(path, file_format, reading, target):
+        for unit in sources.units(path, file_format, reading, target):
             shard.append(unit)
-            weight += _weight(unit.path, unit.size)
+            weight += sources.weight(unit.path, unit.size)
             if weight >= target:
                 shards.append(tuple(shard))
                 shard, weight = [], 0
@@ -106,7 +115,7 @@ def write_shard(job: ShardJob, advance: Advance) -> dict[str, Any]:
     """
     tokenizer = load_tokenizer(job.tokenizer, job.normalization)
     dtype = token_dtype(tokenizer.vocab_size)
-    skipped = text.Skipped()
+    skipped = sources.Skipped()
     hashes: list[int] = []
     counts = np.zeros((len(store.SPLITS), tokenizer.vocab_size), np.int64)
     with contextlib.ExitStack() as stack:
@@ -129,15 +138,6 @@ def write_shard(job: ShardJob, advance: Advance) -> dict[str, Any]:
     return record
 
 
-def read_record(job: ShardJob) -> dict[str, Any]:
-    """The record of a finished shard, as `complete` has left it.
-
-    Raises:
-        OSError: there is none.
-    """
-    return json.loads(record_path(job).read_bytes())
-
-
 def piece_counts(job: ShardJob) -> dict[str, np.ndarray]:
     """How often each piece occurs in each split of a finished shard, int64 [V]."""
     return dict(zip(store.SPLITS, np.load(_counts_path(job), allow_pickle=False), strict=True))
@@ -146,7 +146,7 @@ def piece_counts(job: ShardJob) -> dict[str, np.ndarray]:
 def _finished(job: ShardJob) -> dict[str, Any]:
     """The record of a shard that is there already, of this input and unharmed; else empty."""
     try:
-        record = read_record(job)
+        record = json.loads(record_path(job).read_bytes())
         same = (
             record["identity"] == _identity(job)
             and record["counts_sha256"] == store.sha256(_counts_path(job))
@@ -163,13 +163,9 @@ def _finished(job: ShardJob) -> dict[str, Any]:
     return record if same else {}
 
 
-def states(units: Sequence[text.Unit]) -> list[list[Any]]:
+def states(units: Sequence[sources.Unit]) -> list[list[Any]]:
     """What tells whether the input is still the same, as JSON."""
-    stated = []
-    for unit in units:
-        status = Path(unit.path).stat()
-        stated.append([unit.path, unit.start, unit.end, status.st_size, status.st_mtime_ns])
-    return stated
+    return [[unit.path, unit.start, unit.end, *sources.state(unit.path)] for unit in units]
 
 
 def record_path(job: ShardJob) -> Path:
@@ -209,22 +205,26 @@ def load_tokenizer(
 
 def _identity(job: ShardJob) -> list[Any]:
     """What tells whether a finished shard is still the wanted one; options are checked apart."""
-    return [load_tokenizer(job.tokenizer, job.normalization).sha256, *states(job.units)]
-
-
-def _weight(path: str, size: int) -> int:
-    # Text packs to about a third; what is inside is not known beforehand.
-    return 3 * size if path.endswith(".gz") else size
+    decided = duplicates.digest(job.duplicates, job.name) if job.quality.needs_comparison else []
+    return [load_tokenizer(job.tokenizer, job.normalization).sha256, *states(job.units), *decided]
 
 
 def _batches(
-    job: ShardJob, skipped: text.Skipped, hashes: list[int], advance: Advance
+    job: ShardJob, skipped: sources.Skipped, hashes: list[int], advance: Advance
 ) -> Iterator[list[tuple[str, list[str]]]]:
     """Batches of (split, sentences of one of its documents), of about `_BATCH_CHARACTERS`."""
     runs: list[tuple[str, list[str]]] = []
     characters = documents = 0
-    for unit in job.units:
-        for paragraphs in text.documents(unit, job.reading, skipped, lambda size: advance(size, 0)):
+    for number, unit in enumerate(job.units):
+        for paragraphs in duplicates.documents(
+            unit,
+            (job.name, number),
+            job.reading,
+            job.quality,
+            job.duplicates,
+            skipped,
+            lambda size: advance(size, 0),
+        ):
             documents += 1
             document = [text.sentences(paragraph, job.reading.language) for paragraph in paragraphs]
             if len(paragraphs) == 1 and _is_one_word(paragraphs[0]):
