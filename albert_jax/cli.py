@@ -13,6 +13,7 @@ from pathlib import Path
 
 from albert_jax import storage
 from albert_jax.errors import UserError
+from albert_jax.training import run_folder
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -64,7 +65,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     try:
         code = main(sys.argv[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {run_folder.spoken(str(error))}", file=sys.stderr)
         if storage.in_use():  # threads of libraries may wait for a bucket that has gone away
             sys.stdout.flush()
             sys.stderr.flush()

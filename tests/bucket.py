@@ -68,8 +68,6 @@ def served() -> Iterator[Bucket]:
     logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
 
     class Handler(RequestHandler):
-        protocol_version = "HTTP/1.1"
-
         def __init__(self, *args) -> None:
             super().__init__(bucket.storage, *args)
 

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import math
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -81,6 +82,10 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, keep: int = 1) -> None:
         # Orbax tells its whole story at INFO and warns of what it then does right.
         logging.getLogger("absl").setLevel(logging.ERROR)
+        if run_folder.remote(workdir):
+            # What fails in a thread is told by whoever waits for it (`_guarded`), without traces.
+            logging.getLogger("absl").setLevel(logging.CRITICAL)
+            sys.excepthook = _without_late_callbacks
         self._folder, self._place = run_folder.checkpoints(workdir.resolve()), workdir
         self._remote = bool(run_folder.remote(workdir))
         self._scores: dict[int, float] = {}
@@ -228,10 +233,12 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError, UserError) as error:
             if not self._remote and not isinstance(error, (OSError, ValueError)):
                 raise
+            newest = self.newest
             raise UserError(
                 f"a checkpoint could not be written to {self._folder}: "
-                f"{str(error).splitlines()[0].rstrip('.')}. The last good one is of step "
-                f"{self.newest}."
+                f"{_reason(error)}. "
+                + (f"The last good one is of step {newest}" if newest else "No other is there yet")
+                + "; the same command again goes on."
             ) from error
 
     def _restore(self, number: int, args: ocp.args.Composite) -> Any:
@@ -257,6 +264,20 @@ class _KeptBest(checkpoint_managers.PreservationPolicy):
         del context
         best = self.best()
         return [best is not None and info.step == best[0] for info in checkpoints]
+
+
+def _without_late_callbacks(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """`sys.excepthook`, but for TensorStore's news of requests that nobody waits for any more."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _reason(error: Exception) -> str:
+    """An error's first line, without the specification that TensorStore appends."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line.partition(" [tensorstore_spec=")[0].rstrip(".")
 
 
 def _rest(state: step.TrainState) -> list[str]:

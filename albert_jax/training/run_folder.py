@@ -181,6 +181,13 @@ def named(workdir: pathlib.Path) -> str:
     return remote(workdir) or str(workdir)
 
 
+def spoken(text: str) -> str:
+    """A message with the local folders in it named as their user knows them."""
+    for folder, mirror in _mirrors.items():
+        text = text.replace(str(folder), mirror.place)
+    return text
+
+
 def claim(workdir: pathlib.Path) -> contextlib.AbstractContextManager[Any]:
     """Keeps other processes from writing this run, while the context is open.
 
