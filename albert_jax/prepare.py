@@ -21,8 +21,8 @@ Examples:
       --vocab_size=8000
 
   on many machines, through Apache Beam (launch/prepare_dataflow.sh does all of it on Google Cloud)
-    python -m albert_jax.prepare --input='gs://BUCKET/texts/*.txt' --output=gs://BUCKET/store \
-      --tokenizer=spiece.model --runner=DataflowRunner \
+    python -m albert_jax.prepare --input='gs://BUCKET/texts/*.txt' --output=gs://BUCKET/store \\
+      --tokenizer=spiece.model --runner=DataflowRunner \\
       --beam_options='--project=P --region=R --temp_location=gs://BUCKET/tmp'
 
   is a store, here or copied, still what was written?

@@ -243,10 +243,8 @@ def _compare(files: Sequence[str], folder: Path, options: Options) -> None:
     todo = duplicates.unscanned(jobs)
     jobs[0].folder.mkdir(exist_ok=True)
     total = sum(unit.size for job in todo for unit in job.units)
-    processes = min(options.workers, max(len(todo), 1))
     with progress_lib.Progress("compare", total, "B") as progress:
-        for _ in workers.parallel(duplicates.scan, todo, processes, progress, "documents"):
-            pass
+        _each(duplicates.scan, todo, options, progress)
     duplicates.decide(jobs)
 
 
@@ -340,7 +338,7 @@ def _write_shards(
     ]
     total = sum(unit.size for job in jobs for unit in job.units)
     with progress_lib.Progress("prepare", total, "B") as progress:
-        records = _complete(jobs, options, progress)
+        records = _each(shards.complete, jobs, options, progress)
         if not any(record[split]["tokens"] for record in records for split in store.SPLITS):
             for job in jobs:
                 shards.record_path(job).unlink()  # nothing that is worth going on with
@@ -349,20 +347,20 @@ def _write_shards(
         jobs = [dataclasses.replace(job, validation_below=below) for job in jobs]
         # None as a rule; else as few as hold the one section that has to change sides.
         others = [index for index, record in enumerate(records) if _differs(record, below)]
-        again = _complete([jobs[index] for index in others], options, progress)
+        again = _each(shards.complete, [jobs[index] for index in others], options, progress)
         for index, record in zip(others, again, strict=True):
             records[index] = record
     return jobs, records
 
 
-def _complete(
-    jobs: Sequence[shards.ShardJob], options: Options, progress: progress_lib.Progress
+def _each(
+    task: beam.Task, jobs: Sequence[beam.Job], options: Options, progress: progress_lib.Progress
 ) -> list[dict[str, Any]]:
-    """The records of these shards, in order, each written or found whole."""
+    """The records that a task makes of the jobs, in order; here or on many machines."""
     if options.cluster:
-        return beam.complete(jobs, options.cluster, progress)
+        return beam.each(task, jobs, options.cluster, progress)
     processes = min(options.workers, max(len(jobs), 1))
-    done = workers.parallel(shards.complete, jobs, processes, progress, "documents")
+    done = workers.parallel(task, jobs, processes, progress, "documents")
     return [record for _, record in sorted(done, key=lambda one: one[0])]
 
 
