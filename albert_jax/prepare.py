@@ -21,8 +21,8 @@ Examples:
       --vocab_size=8000
 
   on many machines, through Apache Beam (launch/prepare_dataflow.sh does all of it on Google Cloud)
-    python -m albert_jax.prepare --input='gs://BUCKET/texts/*.txt' --output=gs://BUCKET/store \
-      --tokenizer=spiece.model --runner=DataflowRunner \
+    python -m albert_jax.prepare --input='gs://BUCKET/texts/*.txt' --output=gs://BUCKET/store \\
+      --tokenizer=spiece.model --runner=DataflowRunner \\
       --beam_options='--project=P --region=R --temp_location=gs://BUCKET/tmp'
 
   is a store, here or copied, still what was written?
@@ -333,8 +333,8 @@ def _summary(made: store.Store, seconds: float) -> str:
     command = ["python", "-m", "albert_jax.train", f"--config={config}"]
     if made.vocab_size != vocab_size:
         command.append("--config.model.vocab_size=0")
-    command += [f"--config.data.path={made.path}", f"--workdir=runs/{Path(config).stem}"]
-    return "\n".join([*lines, f"the store is {made.path}; next:", f"  {shlex.join(command)}"])
+    command += [f"--config.data.path={made.place}", f"--workdir=runs/{Path(config).stem}"]
+    return "\n".join([*lines, f"the store is {made.place}; next:", f"  {shlex.join(command)}"])
 
 
 def _mean(total: int, count: int) -> str:

@@ -107,6 +107,20 @@ def test_a_job_that_was_stopped_half_way_is_finished_by_beam_or_without_it(
 
 
 @needs_beam
+def test_what_repeats_is_found_on_many_machines_as_on_one(flags, tmp_path):
+    novels = flags[0].removeprefix("--input=").split(",")[:2]
+    copy = tmp_path / "copy.txt"
+    copy.write_bytes(pathlib.Path(novels[0]).read_bytes())
+    quality = ["--unique_documents", "--unique_paragraphs"]
+    given = [f"--input={','.join([*novels, str(copy)])}", *flags[1:], *quality, "--workers=1"]
+    prepare.main([*given, f"--output={tmp_path}/local"])
+    prepare.main([*given, f"--output={tmp_path}/beam", "--runner=DirectRunner"])
+    assert hashes(tmp_path / "beam") == hashes(tmp_path / "local")
+    skipped = store.open_store(tmp_path / "beam").manifest["skipped"]
+    assert skipped["documents like an earlier one"]["count"] == 1
+
+
+@needs_beam
 def test_bad_input_is_named_as_without_beam_and_the_other_shards_are_kept(flags, tmp_path):
     bad = tmp_path / "bad.txt"
     few = ",".join(flags[0].split(",")[:3])

@@ -1,29 +1,32 @@
-"""Shards written by many machines, through Apache Beam.
+"""The work of `preparation` on many machines, through Apache Beam.
 
-In:  jobs (see `shards`) and a `Cluster`: a runner of Beam by name, and its options.
-Out: every shard and its record, in the folder of the jobs, which all machines see.
+In:  a task, its jobs (such as `shards.complete` and `ShardJob`s), and a `Cluster`: a runner of Beam
+     by name, and its options.
+Out: what the task writes, and a record of each job, in the folder of the jobs, which all machines
+     see.
 
 Only the jobs travel through Beam: a machine reads its stretch of the input and writes its shard
 itself, by the same function as a local process. Beam may run a job twice, or at two places at once;
 the files are the same ones and appear whole, so that does no harm. A shard that is there already is
 kept, so a job that was killed goes on.
 
-Nothing of Beam is imported before `complete` is called.
+Nothing of Beam is imported before `each` is called.
 """
 
 import contextlib
 import dataclasses
 import importlib
+import json
 import logging
 import re
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from albert_jax import progress as progress_lib
-from albert_jax.data import shards
+from albert_jax.data.workers import Advance
 from albert_jax.errors import UserError
 
 RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
@@ -32,6 +35,27 @@ _LOOK_EVERY_SECS = 2.0  # at what is finished; a listing of the folder
 _FAILED = ".failed"
 # The system's word for it, as it comes back from a machine in the text of a traceback.
 _SYSTEM_ERROR = re.compile(r"OSError: (\[Errno \d+\] .*?)(?: \[while running|\\n|\n|$)")
+
+
+class _Unit(Protocol):
+    @property
+    def size(self) -> int: ...
+
+
+class Job(Protocol):
+    """A stretch of the input; its record is to be `folder/name.json`, written last."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def folder(self) -> Path: ...  # noqa: D102
+    @property
+    def units(self) -> Sequence[_Unit]: ...  # noqa: D102
+
+
+# Called with a job and where to tell bytes and documents done; a function of a module, since other
+# machines find it by its name.
+Task = Callable[[Any, Advance], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +83,10 @@ class Cluster:
         _beam(self.runner)
 
 
-def complete(
-    jobs: Sequence[shards.ShardJob], cluster: Cluster, progress: progress_lib.Progress
+def each(
+    task: Task, jobs: Sequence[Job], cluster: Cluster, progress: progress_lib.Progress
 ) -> list[dict[str, Any]]:
-    """The records of these shards, in order, each written or found whole.
+    """The records that a task makes of the jobs, in order.
 
     Raises:
         UserError: bad input, named as a local process names it; options that the runner refuses;
@@ -83,7 +107,7 @@ def complete(
             pipeline
             | "Shards" >> beam.Create(list(jobs))
             | "Spread" >> beam.Reshuffle()
-            | "Write" >> beam.Map(_complete_there)
+            | "Write" >> beam.Map(_work_there, task)
         )
     except ValueError as error:
         raise UserError(f"--beam_options: {cluster.runner} refuses: {error}") from None
@@ -94,11 +118,11 @@ def complete(
             _explain(jobs, cluster, error)
             raise
     _explain(jobs, cluster, None)
-    return [shards.read_record(job) for job in jobs]
+    return [json.loads(_record_path(job).read_bytes()) for job in jobs]
 
 
-def _complete_there(job: shards.ShardJob) -> None:
-    """What a machine does with a job."""
+def _work_there(job: Any, task: Any) -> None:
+    """What a machine does with a job. (Beam would check types that say more at run time.)"""
     if not job.folder.is_dir():
         raise UserError(
             f"{job.folder} is not seen from {socket.gethostname()}; --output must be at a place "
@@ -106,7 +130,7 @@ def _complete_there(job: shards.ShardJob) -> None:
         )
     count = _beam_counters()
     try:
-        shards.complete(job, lambda size, documents: count(bytes=size, documents=documents))
+        task(job, lambda size, documents: count(bytes=size, documents=documents))
     except UserError as error:
         # Not raised: to try again would not mend it, and the others shall finish.
         _failed_path(job).write_text(str(error), encoding="utf-8")
@@ -133,7 +157,7 @@ def _run(pipeline: Any) -> None:
         raise
 
 
-def _explain(jobs: Sequence[shards.ShardJob], cluster: Cluster, error: Exception | None) -> None:
+def _explain(jobs: Sequence[Job], cluster: Cluster, error: Exception | None) -> None:
     """Raises UserError for a failure that has a known reason."""
     failed = [path.read_text(encoding="utf-8") for path in map(_failed_path, jobs) if path.exists()]
     if failed:
@@ -156,9 +180,9 @@ def _explain(jobs: Sequence[shards.ShardJob], cluster: Cluster, error: Exception
 
 
 @contextlib.contextmanager
-def _watching(jobs: Sequence[shards.ShardJob], progress: progress_lib.Progress) -> Iterator[None]:
+def _watching(jobs: Sequence[Job], progress: progress_lib.Progress) -> Iterator[None]:
     """Shows what is finished, by the records that appear: so it is the same for all runners."""
-    sizes = {shards.record_path(job).name: sum(unit.size for unit in job.units) for job in jobs}
+    sizes = {_record_path(job).name: sum(unit.size for unit in job.units) for job in jobs}
     total, folder = len(sizes), jobs[0].folder
     over = threading.Event()
 
@@ -177,7 +201,11 @@ def _watching(jobs: Sequence[shards.ShardJob], progress: progress_lib.Progress) 
         watcher.join()
 
 
-def _failed_path(job: shards.ShardJob) -> Path:
+def _record_path(job: Job) -> Path:
+    return job.folder / f"{job.name}.json"
+
+
+def _failed_path(job: Job) -> Path:
     return job.folder / f"{job.name}{_FAILED}"
 
 

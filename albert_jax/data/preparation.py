@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from albert_jax import progress as progress_lib
+from albert_jax import storage
 from albert_jax.data import (
     beam,
     claim,
@@ -37,6 +38,7 @@ from albert_jax.data import (
     sources,
     store,
     text,
+    upload,
     workers,
 )
 from albert_jax.data import quality as quality_lib
@@ -107,7 +109,8 @@ def prepare(inputs: Sequence[str], output: str, options: Options) -> store.Store
 
     Args:
         inputs: glob patterns; "python-docs" stands for the documentation of the installed packages.
-        output: the folder to be; must not exist, or be empty.
+        output: the folder to be, here or in a bucket (gs://, see `upload`); must not exist, or be
+            empty.
         options: what to make of it.
 
     Raises:
@@ -116,6 +119,11 @@ def prepare(inputs: Sequence[str], output: str, options: Options) -> store.Store
     """
     if options.cluster:
         options.cluster.check(inputs, output)
+    if storage.is_remote(output):
+        decisive = {**_decisive(options), "inputs": list(inputs)}
+        return upload.prepare(
+            output, decisive, options.resume, lambda folder: prepare(inputs, str(folder), options)
+        )
     path = Path(output)
     claim.refuse_taken(path)
     folder = path.with_name(path.name + store.UNFINISHED)
@@ -235,10 +243,8 @@ def _compare(files: Sequence[str], folder: Path, options: Options) -> None:
     todo = duplicates.unscanned(jobs)
     jobs[0].folder.mkdir(exist_ok=True)
     total = sum(unit.size for job in todo for unit in job.units)
-    processes = min(options.workers, max(len(todo), 1))
     with progress_lib.Progress("compare", total, "B") as progress:
-        for _ in workers.parallel(duplicates.scan, todo, processes, progress, "documents"):
-            pass
+        _each(duplicates.scan, todo, options, progress)
     duplicates.decide(jobs)
 
 
@@ -332,7 +338,7 @@ def _write_shards(
     ]
     total = sum(unit.size for job in jobs for unit in job.units)
     with progress_lib.Progress("prepare", total, "B") as progress:
-        records = _complete(jobs, options, progress)
+        records = _each(shards.complete, jobs, options, progress)
         if not any(record[split]["tokens"] for record in records for split in store.SPLITS):
             for job in jobs:
                 shards.record_path(job).unlink()  # nothing that is worth going on with
@@ -341,20 +347,20 @@ def _write_shards(
         jobs = [dataclasses.replace(job, validation_below=below) for job in jobs]
         # None as a rule; else as few as hold the one section that has to change sides.
         others = [index for index, record in enumerate(records) if _differs(record, below)]
-        again = _complete([jobs[index] for index in others], options, progress)
+        again = _each(shards.complete, [jobs[index] for index in others], options, progress)
         for index, record in zip(others, again, strict=True):
             records[index] = record
     return jobs, records
 
 
-def _complete(
-    jobs: Sequence[shards.ShardJob], options: Options, progress: progress_lib.Progress
+def _each(
+    task: beam.Task, jobs: Sequence[beam.Job], options: Options, progress: progress_lib.Progress
 ) -> list[dict[str, Any]]:
-    """The records of these shards, in order, each written or found whole."""
+    """The records that a task makes of the jobs, in order; here or on many machines."""
     if options.cluster:
-        return beam.complete(jobs, options.cluster, progress)
+        return beam.each(task, jobs, options.cluster, progress)
     processes = min(options.workers, max(len(jobs), 1))
-    done = workers.parallel(shards.complete, jobs, processes, progress, "documents")
+    done = workers.parallel(task, jobs, processes, progress, "documents")
     return [record for _, record in sorted(done, key=lambda one: one[0])]
 
 

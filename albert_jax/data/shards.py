@@ -138,15 +138,6 @@ def write_shard(job: ShardJob, advance: Advance) -> dict[str, Any]:
     return record
 
 
-def read_record(job: ShardJob) -> dict[str, Any]:
-    """The record of a finished shard, as `complete` has left it.
-
-    Raises:
-        OSError: there is none.
-    """
-    return json.loads(record_path(job).read_bytes())
-
-
 def piece_counts(job: ShardJob) -> dict[str, np.ndarray]:
     """How often each piece occurs in each split of a finished shard, int64 [V]."""
     return dict(zip(store.SPLITS, np.load(_counts_path(job), allow_pickle=False), strict=True))
@@ -155,7 +146,7 @@ def piece_counts(job: ShardJob) -> dict[str, np.ndarray]:
 def _finished(job: ShardJob) -> dict[str, Any]:
     """The record of a shard that is there already, of this input and unharmed; else empty."""
     try:
-        record = read_record(job)
+        record = json.loads(record_path(job).read_bytes())
         same = (
             record["identity"] == _identity(job)
             and record["counts_sha256"] == store.sha256(_counts_path(job))
