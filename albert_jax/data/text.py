@@ -18,7 +18,12 @@ import sentencex
 SENTENCE_LIMIT = 20_000  # characters; a longer sentence is cut at white space
 _WRAPPED_WIDTHS = range(30, 141)  # characters a line; wrapped text is this wide
 
-SENTENCE_END = re.compile(r"""[.!?:\u2026\u3002\uff01\uff1f]["'\u2019\u201d\u00bb)\]_*]*$""")
+# Stops of Latin, Greek, Armenian, Hebrew, Arabic, Indic, Burmese, Ethiopic, Khmer and CJK text.
+_STOPS = (
+    ".!?:\u2026\u037e\u0589\u05c3\u061f\u06d4\u0964\u0965\u104a\u104b\u1362\u1367\u1368\u17d4\u17d5"
+    "\u3002\uff01\uff0e\uff1f\uff61"
+)
+SENTENCE_END = re.compile(rf"""[{_STOPS}]["'\u2019\u201d\u00bb\u300d\u300f\uff09)\]_*]*$""")
 _OPENING_QUOTES = '"\u201c\u201e\u00ab'
 _CLOSING_QUOTES = '"\u201d\u201c\u00bb'
 # Written without spaces between words: a line may have been wrapped at any character.

@@ -306,7 +306,16 @@ class Tokenizer(abc.ABC):
         """Whether a piece begins a word."""
 
     def word_starts(self) -> np.ndarray:
-        """Whether a piece begins a word, bool [V]; the others continue the word before."""
+        """Whether a piece begins a word, bool [V]; the others continue the word before.
+
+        What a word is where a script has no spaces is the families' own rule. ALBERT: any piece
+        with another character than a to z is a word, so Chinese, Japanese and Thai are masked by
+        pieces, which the vocabulary makes of one or more characters, and so are the inner pieces of
+        words with a Cyrillic letter or an umlaut. BERT: each ideograph is a word, as it is cut out
+        before pieces are looked for; kana, Hangul and Thai between spaces are one. RoBERTa: all
+        between two spaces is one word, a Chinese clause too, which seldom fits the budget of masks:
+        leave `data.whole_word_masking` off there, as its authors did.
+        """
         starts = (self._starts_word(piece) for piece in self._pieces)
         return np.fromiter(starts, bool, self.vocab_size)
 
