@@ -53,19 +53,21 @@ def paragraphs(lines: list[str], language: str = "en") -> list[str]:
 
 def sentences(paragraph: str, language: str) -> list[str]:
     """The sentences of a paragraph, white space collapsed; an endless one comes in pieces."""
-    found = []
     # The compiled module has no type stubs.
     segment = sentencex.segment  # pyright: ignore[reportAttributeAccessIssue]
-    for sentence in segment(language, " ".join(paragraph.split())):
-        while len(sentence) > SENTENCE_LIMIT:
-            cut = sentence.rfind(" ", 1, SENTENCE_LIMIT)
+    collapsed = " ".join(paragraph.split())
+    parts = segment(language, collapsed)
+    if len(collapsed) <= SENTENCE_LIMIT:
+        return [part for part in map(str.strip, parts) if part]
+    found = []
+    for part in parts:
+        while len(part) > SENTENCE_LIMIT:
+            cut = part.rfind(" ", 1, SENTENCE_LIMIT)
             cut = cut if cut > 0 else SENTENCE_LIMIT
-            found.append(sentence[:cut].strip())
-            sentence = sentence[cut:]
-        sentence = sentence.strip()
-        if sentence:
-            found.append(sentence)
-    return found
+            found.append(part[:cut].strip())
+            part = part[cut:]
+        found.append(part.strip())
+    return [part for part in found if part]
 
 
 def _is_wrapped(lines: list[str], width: int, unspaced: bool) -> bool:

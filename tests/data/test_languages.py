@@ -7,6 +7,7 @@ import pytest
 
 from albert_jax import prepare
 from albert_jax.data import text, tokenizer
+from albert_jax.errors import UserError
 
 # Three sentences each, written for these tests; what is hard about a language is in them.
 SENTENCES = {
@@ -123,10 +124,13 @@ def test_what_a_word_is_in_chinese_and_japanese(tmp_path):
     japanese = ["".join(SENTENCES["ja"])] * 30
     options = tokenizer.Normalization(keep_accents=True)
 
-    def words(kind: str, texts: list[str], size: int) -> list[str]:
+    def words(kind: str, texts: list[str]) -> list[str]:
         path = tmp_path / tokenizer.TRAINED_FILES[kind]
         path.unlink(missing_ok=True)
-        tokenizer.train(texts, path, size, options, kind=kind)
+        with pytest.raises(UserError, match="the largest it can fill is") as caught:
+            tokenizer.train(texts, path, 9999, options, kind=kind)
+        largest = int(str(caught.value).partition("can fill is ")[2].partition(".")[0])
+        tokenizer.train(texts, path, largest, options, kind=kind)
         known = tokenizer.Tokenizer.load(path, options)
         ids = known.encode(texts[0])
         assert known.unk_id not in ids
@@ -139,11 +143,11 @@ def test_what_a_word_is_in_chinese_and_japanese(tmp_path):
         return [known.decode(word).replace(" ", "") for word in found]
 
     # ALBERT: as many words as pieces, some of more than one character.
-    by_pieces = words("unigram", chinese, 36)
+    by_pieces = words("unigram", chinese)
     assert "".join(by_pieces) == tokenizer.normalize(chinese[0], options)
     assert max(map(len, by_pieces)) > 1
     # BERT: an ideograph a word; kana stay together.
-    assert words("wordpiece", chinese, 60)[:3] == ["他", "昨", "天"]
-    assert "どこにいたのか" in words("wordpiece", japanese, 90)
+    assert words("wordpiece", chinese)[:3] == ["他", "昨", "天"]
+    assert "どこにいたのか" in words("wordpiece", japanese)
     # RoBERTa: what stands between spaces, here all of it.
-    assert len(words("bpe", chinese, 300)) == 1
+    assert len(words("bpe", chinese)) == 1
