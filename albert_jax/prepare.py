@@ -46,6 +46,7 @@ it appears under its name; what was stopped or failed goes on with --resume.
 import argparse
 import os
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,16 +63,35 @@ _CONFIGS = {
     "roberta": ("configs/roberta_base.py", 50_265),
 }
 
+# Where marks are no ornament but vowels, tones or what makes another consonant.
+# fmt: off
+_MARKS_ARE_LETTERS = frozenset((
+    "ar", "as", "bn", "bo", "brx", "ckb", "dv", "dz", "fa", "gu", "he", "hi", "ja", "km", "kn",
+    "ks", "ku", "lo", "mai", "ml", "mni", "mr", "my", "ne", "or", "pa", "ps", "sa", "sat", "sd",
+    "si", "ta", "te", "th", "ti", "ug", "ur", "vi", "yi", "yo",
+))
+# Where none are written, or none but in foreign words. All others lose some.
+_WITHOUT_ACCENTS = frozenset((
+    "am", "en", "id", "ka", "ko", "la", "ms", "nl", "sw", "xh", "wuu", "yue", "zh", "zu",
+))
+# fmt: on
+_DOTLESS = frozenset({"az", "crh", "kk", "tr", "tt"})
+
 
 def main(argv: Sequence[str]) -> None:
     """Prepares a store as the command line says and prints what is in it; or verifies one."""
     if job := prepared.job(argv):
         return job(argv)
     flags = _flags(argv)
+<<<<<<< HEAD
     if flags.verify:
         _verify(flags.verify, flags.workers)
         return
     cluster = beam.Cluster(flags.runner, tuple(shlex.split(flags.beam_options)))
+=======
+    for note in _language_notes(flags):
+        print(f"note: {note}", file=sys.stderr)
+>>>>>>> sources
     began = time.monotonic()
     made = preparation.prepare(
         _inputs(flags.input),
@@ -298,6 +318,32 @@ def _inputs(values: Sequence[str]) -> list[str]:
         for pattern in ([value] if Path(value).exists() else value.split(","))
         if pattern
     ]
+
+
+def _language_notes(flags: argparse.Namespace) -> list[str]:
+    """What normalisation does to the language at hand, if it does harm and could be told not to."""
+    kind = flags.train_tokenizer or Path(flags.tokenizer).suffix
+    language = flags.language.partition("-")[0]
+    if kind in ("bpe", ".json"):
+        return []  # as they are, or as the file says
+    notes = []
+    keeps_accents = flags.keep_accents or (flags.cased and kind in ("wordpiece", ".txt"))
+    if not keeps_accents and language in _MARKS_ARE_LETTERS:
+        notes.append(
+            f"vowel signs, tones or other marks that are letters in --language={language} are "
+            "taken away, as English models want it; --keep_accents keeps them."
+        )
+    elif not keeps_accents and language not in _WITHOUT_ACCENTS:
+        notes.append(
+            f"accents, which tell words of --language={language} apart, are taken away, as English "
+            "models want it; --keep_accents keeps them."
+        )
+    if not flags.cased and language in _DOTLESS:
+        notes.append(
+            f"small letters of --language={language} are made as in English, where I becomes i "
+            "and not \u0131; --cased keeps capitals."
+        )
+    return notes
 
 
 def _summary(made: store.Store, seconds: float) -> str:

@@ -127,7 +127,8 @@ def prepare(inputs: Sequence[str], output: str, options: Options) -> store.Store
     path = Path(output)
     claim.refuse_taken(path)
     folder = path.with_name(path.name + store.UNFINISHED)
-    decisive = _decisive(options)
+    given = _given_tokenizer(options)
+    decisive = _decisive(options, given)
     try:
         with (
             claim.claimed(folder, decisive, options.resume) as check,
@@ -136,10 +137,16 @@ def prepare(inputs: Sequence[str], output: str, options: Options) -> store.Store
             files = _collect(inputs, folder, options)
             _compare(files, folder, options)
             model = _place_tokenizer(files, folder, options)
+<<<<<<< HEAD
             jobs, records = _write_shards(files, folder, model, options)
             tokenizer = shards.load_tokenizer(model, options.normalization)
             manifest = _manifest(jobs, records, files, folder, tokenizer, options)
             check()
+=======
+            records = _write_shards(files, folder, model, options)
+            tokenizer = given or shards.load_tokenizer(model, options.normalization)
+            manifest = _manifest(records, files, folder, tokenizer, options)
+>>>>>>> sources
             store.write_manifest(folder, manifest)
             folder.replace(path)
             # Only now: until here a failure must find what to go on with.
@@ -150,9 +157,14 @@ def prepare(inputs: Sequence[str], output: str, options: Options) -> store.Store
     return store.open_store(path)
 
 
-def _decisive(options: Options) -> dict[str, Any]:
-    if options.tokenizer:
-        given = tokenizer_lib.Tokenizer.load(options.tokenizer, options.normalization)
+def _given_tokenizer(options: Options) -> tokenizer_lib.Tokenizer | None:
+    if not options.tokenizer:
+        return None
+    return tokenizer_lib.Tokenizer.load(options.tokenizer, options.normalization)
+
+
+def _decisive(options: Options, given: tokenizer_lib.Tokenizer | None) -> dict[str, Any]:
+    if given:
         tokenizer, library = given.sha256, given.library
     else:
         tokenizer = f"trained {options.trained_kind}, {options.vocab_size} pieces"

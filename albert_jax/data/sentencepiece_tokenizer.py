@@ -80,7 +80,7 @@ class _SentencePieceTokenizer(tokenizer.Tokenizer):
         return ids_T, offsets
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        normalized = [tokenizer.normalize(text, self.normalization) for text in texts]
+        normalized = tokenizer.normalize_all(texts, self.normalization)
         return self._sentencepiece.Encode(normalized, num_threads=1)
 
     def _encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:

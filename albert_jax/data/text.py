@@ -18,7 +18,12 @@ import sentencex
 SENTENCE_LIMIT = 20_000  # characters; a longer sentence is cut at white space
 _WRAPPED_WIDTHS = range(30, 141)  # characters a line; wrapped text is this wide
 
-SENTENCE_END = re.compile(r"""[.!?:\u2026\u3002\uff01\uff1f]["'\u2019\u201d\u00bb)\]_*]*$""")
+# Stops of Latin, Greek, Armenian, Hebrew, Arabic, Indic, Burmese, Ethiopic, Khmer and CJK text.
+_STOPS = (
+    ".!?:\u2026\u037e\u0589\u05c3\u061f\u06d4\u0964\u0965\u104a\u104b\u1362\u1367\u1368\u17d4\u17d5"
+    "\u3002\uff01\uff0e\uff1f\uff61"
+)
+SENTENCE_END = re.compile(rf"""[{_STOPS}]["'\u2019\u201d\u00bb\u300d\u300f\uff09)\]_*]*$""")
 _OPENING_QUOTES = '"\u201c\u201e\u00ab'
 _CLOSING_QUOTES = '"\u201d\u201c\u00bb'
 # Written without spaces between words: a line may have been wrapped at any character.
@@ -48,19 +53,21 @@ def paragraphs(lines: list[str], language: str = "en") -> list[str]:
 
 def sentences(paragraph: str, language: str) -> list[str]:
     """The sentences of a paragraph, white space collapsed; an endless one comes in pieces."""
-    found = []
     # The compiled module has no type stubs.
     segment = sentencex.segment  # pyright: ignore[reportAttributeAccessIssue]
-    for sentence in segment(language, " ".join(paragraph.split())):
-        while len(sentence) > SENTENCE_LIMIT:
-            cut = sentence.rfind(" ", 1, SENTENCE_LIMIT)
+    collapsed = " ".join(paragraph.split())
+    parts = segment(language, collapsed)
+    if len(collapsed) <= SENTENCE_LIMIT:
+        return [part for part in map(str.strip, parts) if part]
+    found = []
+    for part in parts:
+        while len(part) > SENTENCE_LIMIT:
+            cut = part.rfind(" ", 1, SENTENCE_LIMIT)
             cut = cut if cut > 0 else SENTENCE_LIMIT
-            found.append(sentence[:cut].strip())
-            sentence = sentence[cut:]
-        sentence = sentence.strip()
-        if sentence:
-            found.append(sentence)
-    return found
+            found.append(part[:cut].strip())
+            part = part[cut:]
+        found.append(part.strip())
+    return [part for part in found if part]
 
 
 def _is_wrapped(lines: list[str], width: int, unspaced: bool) -> bool:
