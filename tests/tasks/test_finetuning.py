@@ -164,12 +164,12 @@ def test_an_exported_model_classifies_as_predict_does(place, tuned, tmp_path):
     texts = [small_store.sentences(seed, 1)[0] for seed in range(4)] + ["! It is so."]
     ours = [
         json.loads(line)
-        for line in small_store.run_command(
+        for line in small_store.run_here(
             "predict", "classify", f"--model={tuned}", "--json", *texts
         ).stdout.splitlines()
     ]
     folder = tmp_path / "exported"
-    small_store.run_command("convert", f"--model={tuned}", "--to=huggingface", f"--output={folder}")
+    small_store.run_here("convert", f"--model={tuned}", "--to=huggingface", f"--output={folder}")
     pipeline = transformers.pipeline("text-classification", model=str(folder), top_k=None)
     for text, answer, theirs in zip(texts, ours, pipeline(texts), strict=True):
         assert answer["text"] == text
@@ -215,9 +215,7 @@ def test_a_head_of_other_labels_starts_anew_and_the_encoder_does_not(place, tune
     ],
 )
 def test_a_mistake_is_one_message(place, tmp_path, flags, said):
-    done = small_store.run_command(
-        "finetune", *arguments(place, tmp_path / "run"), *flags, expect=1
-    )
+    done = small_store.run_here("finetune", *arguments(place, tmp_path / "run"), *flags, expect=1)
     assert said in done.stderr
     assert "Traceback" not in done.stderr
 
