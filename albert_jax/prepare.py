@@ -83,15 +83,12 @@ def main(argv: Sequence[str]) -> None:
     if job := prepared.job(argv):
         return job(argv)
     flags = _flags(argv)
-<<<<<<< HEAD
     if flags.verify:
         _verify(flags.verify, flags.workers)
         return
     cluster = beam.Cluster(flags.runner, tuple(shlex.split(flags.beam_options)))
-=======
     for note in _language_notes(flags):
         print(f"note: {note}", file=sys.stderr)
->>>>>>> sources
     began = time.monotonic()
     made = preparation.prepare(
         _inputs(flags.input),

@@ -119,16 +119,16 @@ def prepare(inputs: Sequence[str], output: str, options: Options) -> store.Store
     """
     if options.cluster:
         options.cluster.check(inputs, output)
+    given = _given_tokenizer(options)
+    decisive = _decisive(options, given)
     if storage.is_remote(output):
-        decisive = {**_decisive(options), "inputs": list(inputs)}
+        decisive = {**decisive, "inputs": list(inputs)}
         return upload.prepare(
             output, decisive, options.resume, lambda folder: prepare(inputs, str(folder), options)
         )
     path = Path(output)
     claim.refuse_taken(path)
     folder = path.with_name(path.name + store.UNFINISHED)
-    given = _given_tokenizer(options)
-    decisive = _decisive(options, given)
     try:
         with (
             claim.claimed(folder, decisive, options.resume) as check,
@@ -137,16 +137,10 @@ def prepare(inputs: Sequence[str], output: str, options: Options) -> store.Store
             files = _collect(inputs, folder, options)
             _compare(files, folder, options)
             model = _place_tokenizer(files, folder, options)
-<<<<<<< HEAD
             jobs, records = _write_shards(files, folder, model, options)
-            tokenizer = shards.load_tokenizer(model, options.normalization)
+            tokenizer = given or shards.load_tokenizer(model, options.normalization)
             manifest = _manifest(jobs, records, files, folder, tokenizer, options)
             check()
-=======
-            records = _write_shards(files, folder, model, options)
-            tokenizer = given or shards.load_tokenizer(model, options.normalization)
-            manifest = _manifest(records, files, folder, tokenizer, options)
->>>>>>> sources
             store.write_manifest(folder, manifest)
             folder.replace(path)
             # Only now: until here a failure must find what to go on with.
