@@ -5,9 +5,10 @@ In:  the shards of a split (`store.Shard`, memory-mapped and read in place), wha
 Out: batches as NumPy arrays, ready for the device.
 
 Promise: example i of a run is a pure function of (shards, options, i). With N chunks in the split,
-epoch = i div N and slot = i mod N; a permutation keyed by (seed, epoch) maps slots to chunks, so an
+epoch = i div N and slot = i mod N; permutations keyed by (seed, epoch) map slots to chunks, so an
 epoch visits every chunk once; a generator keyed by (seed, epoch, chunk) makes the example's
 choices. There is no state to save, and nothing depends on batch size, hosts or threads.
+With `packing` the same holds of rows, which hold several chunks: N is then their number.
 
 All work is done by functions that numba compiles; they release the GIL, and one call makes a batch.
 Below is the whole specification; `tests/data/slow_examples.py` is written from it in plain Python.
@@ -18,10 +19,20 @@ counter-based generator, unsigned 64-bit arithmetic throughout:
     draw k of a stream       = mix(key + (k + 1) * GAMMA),  k = 0, 1, ...
     below(n)                 = ((draw >> 32) * n) >> 32, in [0, n); takes one draw.
 Purposes: DOCUMENT (a document's chunks; a = its number in the split, b = 0), ORDER (an epoch's
-permutation; a = epoch, b = 0), EXAMPLE (a = epoch, b = the chunk's number in the split).
+permutation; a = epoch, b = 0), EXAMPLE (a = epoch, b = the chunk's number in the split), OTHER (a
+= the chunk's number, b = 0; with packing only), SHARDS (an epoch's permutation of shards; a =
+epoch, b = 0), WINDOW (a window's permutation; a = epoch, b = the window's number), MIX (see
+`mixture`).
 
-Permutation. A Feistel network on pairs with cycle walking (Black and Rogaway 2002, "Ciphers with
-Arbitrary Finite Domains", sections 3 and 4): with w = ceil(sqrt(N)), x is the pair
+Order. `global`: the chunk at a slot is what ORDER's permutation of the N chunks has there.
+`shard`, for a corpus that is larger than the disk: the K shards in the order of SHARDS' permutation
+are cut into windows of `shuffle_shards`, the last of what is left; a window's slots are as many as
+its chunks, and the chunk at its slot t is number u of its chunks, laid one shard behind the other
+in that order, where WINDOW's permutation of them has u at t. So a few shards are read at a time,
+all of each once an epoch.
+
+Permutation of N things. A Feistel network on pairs with cycle walking (Black and Rogaway 2002,
+"Ciphers with Arbitrary Finite Domains", sections 3 and 4): with w = ceil(sqrt(N)), x is the pair
 (left, right) = (x div w, x mod w). Rounds r = 0..7 in turn: left += F(r, right) mod w when r is
 even, right += F(r, left) mod w when it is odd; F(r, v) is below(w) computed from
 mix((key + (r + 1) * GAMMA) ^ v) as the draw. All rounds are repeated until x < N.
@@ -45,9 +56,12 @@ Example: the draws of its stream, in this order.
        "random_next", below(2) is then the label, and at 1 A and B change places.
        `nsp`: the chunk knows A; where it is marked "random next", B is a random other text and the
        label 1, else B is the rest of the chunk and the label 0.
-    2. Random other text: below(documents in the split), drawn again until it is another document
-       that is not empty; begin at sentence below(sentences in it) and gather until
-       target - len(A) tokens are reached (one sentence at least) or the document ends.
+    2. Random other text: document below(documents in the split), or with `shard` that of the
+       chunk's own shard, below(documents in it); drawn again until it is another document that is
+       not empty; begin at sentence below(sentences in it) and gather until target - len(A) tokens
+       are reached (one sentence at least) or the document ends. With packing these draws are taken
+       from the chunk's stream OTHER: the same text in every epoch, so that the length of every pair
+       is known before rows are put together.
     3. While A and B hold more than room tokens: the longer (B when equal) loses its first token
        where below(2) = 0, else its last.
     4. Masks, never of [CLS] and [SEP]. A word is a piece with `starts_word`, or the first of a
@@ -64,6 +78,12 @@ Example: the draws of its stream, in this order.
        number below(pieces that are not control) of those that are not control pieces.
 The row is filled up with the vocabulary's own piece for padding, everything else with 0.
 
+Packing (`sop`, `nsp`): the pairs of a shard, at their lengths after 3, are put into rows by best
+fit (see `packing`), by which a row has no more than L places, P masked pieces by the budgets of 4,
+and `max_pairs_per_seq` pairs. A row's pairs stand one after another in the order of their chunks,
+each with its own [CLS] and [SEP]s, and each as it would be in a row of its own: cut, order and
+masks are drawn anew every epoch, which pairs share a row stays.
+
 Sources: Lan et al. 2020, arXiv:1909.11942, sections 3.1 and 4.1; google-research/albert,
 create_pretraining_data.py. Departures from the latter: n-grams end at a [SEP]; the first piece of B
 does not continue A's last word; near the end of a segment the n-gram law is renormalised; random
@@ -74,28 +94,30 @@ Shapes: B examples, L sequence length, P masked slots, V vocabulary, N chunks, K
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numba
 import numpy as np
 from numba import extending
 
-from albert_jax.data import store
+from albert_jax.data import compilation, nearby, packing, store
+from albert_jax.data import order as order_lib
 from albert_jax.errors import UserError
 
 if TYPE_CHECKING:
     from albert_jax.data import tokenizer as tokenizer_lib
 
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_DOCUMENT, _ORDER, _EXAMPLE = np.uint64(1), np.uint64(2), np.uint64(3)
+_GAMMA, _DOCUMENT = order_lib.GAMMA, order_lib.DOCUMENT
+_EXAMPLE, _OTHER = order_lib.EXAMPLE, order_lib.OTHER
+_mix, _key, _scaled = order_lib.mix, order_lib.key, order_lib.scaled
 _OBJECTIVES = {"sop": 0, "nsp": 1, "none": 2}
 _SOP, _NSP, _NONE = _OBJECTIVES.values()
 _SINGLE_SENTENCE = ("split", "random_next")
-_ROUNDS = 8
 _CONTINUES, _STARTS, _SPECIAL = 0, 1, 2
 _MASKED = ("masked_lm_positions", "masked_lm_ids", "masked_lm_weights")
-_ALIGNMENT_BYTES = 64  # TensorFlow takes over an array without a copy only from such an address
+_MANY = 1_000_000  # pairs that tell how much padding there is
+_ALIGNMENT_BYTES = 64  # that TensorFlow wants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +169,10 @@ class ExampleOptions:
     sentence_objective: str  # "sop", "nsp" or "none"
     single_sentence: str  # "split" or "random_next"; `sop` only
     whole_word_masking: bool = True  # else every piece is masked on its own
+    packing: bool = False  # several pairs in a row; not `none`, whose rows are full anyway
+    max_pairs_per_seq: int = 32  # in a row, with packing
+    shuffle: str = "global"  # an epoch's order of chunks: of all, or "shard"
+    shuffle_shards: int = 8  # whose chunks are mixed with each other; "shard" only
 
     def __post_init__(self) -> None:
         """Raises UserError for what the builder cannot make: its compiled code checks nothing."""
@@ -159,10 +185,43 @@ class ExampleOptions:
             ("seed", 0 <= self.seed < 2**63, "from 0 to 2**63 - 1"),
             ("sentence_objective", self.sentence_objective in _OBJECTIVES, "sop, nsp or none"),
             ("single_sentence", self.single_sentence in _SINGLE_SENTENCE, "split or random_next"),
+            ("packing", not self.packing or self.sentence_objective != "none", "False with none"),
+            ("max_pairs_per_seq", self.max_pairs_per_seq >= 1, "1 or more"),
+            ("shuffle", self.shuffle in order_lib.SHUFFLES, "global or shard"),
+            ("shuffle_shards", self.shuffle_shards >= 1, "1 or more"),
         )
         for name, fits, wanted in rules:
             if not fits:
                 raise UserError(f"{name}={getattr(self, name)!r} makes no examples: use {wanted}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """What packing makes of a split.
+
+    Attributes:
+        max_seq_length: L, places of a row.
+        pairs: in an epoch; as many rows without packing.
+        rows: in an epoch with packing.
+        pieces: of all pairs, special ones included.
+        squares: sum over the pairs of their squared lengths.
+    """
+
+    max_seq_length: int
+    pairs: int
+    rows: int
+    pieces: int
+    squares: int
+
+    @property
+    def padding_without(self) -> float:
+        """Share of padding in rows of one pair each."""
+        return 1 - self.pieces / (self.pairs * self.max_seq_length)
+
+    @property
+    def padding_with(self) -> float:
+        """Share of padding in packed rows."""
+        return 1 - self.pieces / (self.rows * self.max_seq_length)
 
 
 class ExampleBuilder:
@@ -172,9 +231,11 @@ class ExampleBuilder:
         shards: the split's shards, in order; their arrays are read in place at every call.
         vocabulary: of the tokenizer that made the shards.
         options: see `ExampleOptions`.
+        tokens: where the shards' tokens come from, with `shuffle="shard"`; the shards' own arrays
+            then only say how many there are. None: from the shards.
 
     Attributes:
-        examples_per_epoch: N, the number of chunks in the split.
+        examples_per_epoch: N, the number of chunks in the split; with packing, of rows.
 
     Raises:
         UserError: the split holds no text, or no second document where one is needed; a shard's
@@ -182,14 +243,19 @@ class ExampleBuilder:
     """
 
     def __init__(
-        self, shards: Sequence[store.Shard], vocabulary: Vocabulary, options: ExampleOptions
+        self,
+        shards: Sequence[store.Shard],
+        vocabulary: Vocabulary,
+        options: ExampleOptions,
+        tokens: nearby.NearShards | None = None,
     ) -> None:
+        self._tokens = tokens
         self._shards = [_contiguous(number, shard) for number, shard in enumerate(shards)]
         self._vocabulary = vocabulary
         self._options = options
         self._rules = _make_rules(vocabulary, options)
         self._corpus = _index(self._shards, self._rules)
-        self.examples_per_epoch = int(self._corpus.first_chunk[-1])
+        self.examples_per_epoch = int(self._corpus.first_row[-1])
         if not self.examples_per_epoch:
             raise UserError(
                 f"the split holds no text: {len(shards)} shards without a single token. "
@@ -198,13 +264,66 @@ class ExampleBuilder:
         needs_other = options.sentence_objective == "nsp" or (
             options.sentence_objective == "sop" and options.single_sentence == "random_next"
         )
-        with_text = sum(np.count_nonzero(np.diff(shard.documents)) for shard in self._shards)
-        if needs_other and with_text < 2:
+        with_text_K = [int(np.count_nonzero(np.diff(shard.documents))) for shard in self._shards]
+        if needs_other and sum(with_text_K) < 2:
             raise UserError(
                 "the split holds one document, but a second segment has to come from another one. "
                 "Use sentence_objective=sop with single_sentence=split, or a store of more "
                 "documents."
             )
+        by_shard = options.shuffle == "shard"
+        if needs_other and by_shard and 1 in with_text_K:
+            raise UserError(
+                f"shard {with_text_K.index(1)} holds one document, but with shuffle=shard a second "
+                "segment has to come from another document of the shard. Use shuffle=global, or "
+                "sentence_objective=sop with single_sentence=split."
+            )
+        self._packing: Packing | None = None
+        if options.packing:
+            self._corpus, self._packing = self._packed()
+            self.examples_per_epoch = self._packing.rows
+        window = options.shuffle_shards if by_shard else 0
+        self._order = order_lib.Order(self._corpus.first_row, options.seed, window)
+
+    def packing(self) -> Packing:
+        """What packing makes of the split, or would make of it. Not of `none`.
+
+        Without packing a large split is judged by its first shards, of a million pairs or more.
+        """
+        return self._packing or self._packed(_MANY)[1]
+
+    def _packed(self, many: int | None = None) -> tuple["_Corpus", Packing]:
+        """The corpus with its chunks put into rows, those of as many shards as have `many`."""
+        corpus, rules, options = self._corpus, self._rules, self._options
+        first_row, found = [0], []
+        pieces = squares = 0
+        for shard in range(len(self._shards)):
+            if many is not None and corpus.first_chunk[shard] >= many:
+                break
+            chunks = corpus.first_chunk[shard + 1] - corpus.first_chunk[shard]
+            lengths_C = np.empty(chunks, np.int32)
+            _pair_lengths(corpus, rules, shard, lengths_C)
+            found.append(
+                packing.pack(
+                    lengths_C,
+                    rules.budgets,
+                    options.max_seq_length,
+                    options.max_predictions_per_seq,
+                    options.max_pairs_per_seq,
+                )
+            )
+            first_row.append(first_row[-1] + len(found[-1].first_R) - 1)
+            pieces += int(lengths_C.sum(dtype=np.int64))
+            squares += int(np.square(lengths_C, dtype=np.int64).sum())
+        starts = [rows.first_R[:-1] + corpus.first_chunk[shard] for shard, rows in enumerate(found)]
+        pairs = int(corpus.first_chunk[len(found)])
+        corpus = corpus._replace(
+            first_row=np.array(first_row, np.int64),
+            row_begin_R=np.concatenate([*starts, [pairs]]),
+            row_chunk_N=np.concatenate([rows.sequence_C for rows in found]),
+        )
+        figures = Packing(options.max_seq_length, pairs, first_row[-1], pieces, squares)
+        return corpus, figures
 
     def batch(self, first: int, last: int, end: int | None = None) -> dict[str, np.ndarray]:
         """Examples [first, last) of the run; from `end` on, rows of padding. Else as `rows`."""
@@ -225,28 +344,54 @@ class ExampleBuilder:
             `masked_lm_ids` int32 [B, P] and `masked_lm_weights` float32 [B, P], padded with 0;
             `sentence_order_labels` int32 [B] (1 = swapped, or random next), absent when the
             objective is `none`.
+            With packing, of S = `max_pairs_per_seq` pairs at most: `sentence_order_labels` int32
+            [B, S] and `sentence_order_weights` float32 [B, S], 1 where there is a pair;
+            `segment_ids` int32 [B, L], 1, 2, 3, ... on the pairs of a row and 0 on padding;
+            `cls_positions` int32 [B, S], where each pair begins, 0-padded.
 
         Raises:
             UserError: a shard holds an id that the vocabulary does not have.
         """
-        B, L, P = (
+        B, L, P, S = (
             len(examples_B),
             self._options.max_seq_length,
             self._options.max_predictions_per_seq,
+            self._options.max_pairs_per_seq if self._options.packing else 1,
         )
-        batch = empty_batch(B, L, P)
+        packed_B = B if self._options.packing else 0
+        batch = {
+            **empty_batch(B, L, P),
+            "sentence_order_labels": aligned((B, S), np.int32),
+            "sentence_order_weights": aligned((packed_B, S), np.float32),
+            "segment_ids": aligned((packed_B, L), np.int32),
+            "cls_positions": aligned((packed_B, S), np.int32),
+        }
         examples_B = np.ascontiguousarray(examples_B, dtype=np.int64)
-        if not _build(self._corpus, self._rules, examples_B, _Batch(*batch.values())):
-            raise self._unknown_token()
-        if self._options.sentence_objective == "none":
-            del batch["sentence_order_labels"]
+        epochs_B, rows_B = self._order.places(examples_B)
+        corpus, held = self._corpus, {}
+        if self._tokens:
+            held = self._tokens.held(*self._order.shards(examples_B))
+            tokens_K = corpus.tokens_K.copy()
+            for shard, tokens in held.items():
+                tokens_K[shard] = tokens.ctypes.data
+            corpus = corpus._replace(tokens_K=tokens_K)
+        if not _build(corpus, self._rules, epochs_B, rows_B, _Batch(*batch.values())):
+            raise self._unknown_token(held)
+        if self._options.packing:
+            return batch
+        for name in ("sentence_order_weights", "segment_ids", "cls_positions"):
+            del batch[name]
+        labels_B1 = batch.pop("sentence_order_labels")
+        if self._options.sentence_objective != "none":
+            batch["sentence_order_labels"] = labels_B1.reshape(B)
         return batch
 
-    def _unknown_token(self) -> UserError:
+    def _unknown_token(self, held: Mapping[int, np.ndarray]) -> UserError:
         for number, shard in enumerate(self._shards):
-            unknown = np.flatnonzero(shard.tokens >= self._vocabulary.vocab_size)
+            tokens = held.get(number, shard.tokens)
+            unknown = np.flatnonzero(tokens >= self._vocabulary.vocab_size)
             if len(unknown):
-                where, token = int(unknown[0]), int(shard.tokens[unknown[0]])
+                where, token = int(unknown[0]), int(tokens[unknown[0]])
                 return UserError(
                     f"shard {number}, token {where} is {token}, but the tokenizer has only "
                     f"{self._vocabulary.vocab_size} pieces: the store was made with another "
@@ -294,31 +439,14 @@ class Masker:
 def empty_batch(B: int, L: int, P: int) -> dict[str, np.ndarray]:
     """The arrays of a batch, with anything in them, where TensorFlow takes them without a copy."""
     return {
-        "input_ids": _aligned((B, L), np.int32),
-        "token_type_ids": _aligned((B, L), np.int32),
-        "attention_mask": _aligned((B, L), np.int32),
-        "masked_lm_positions": _aligned((B, P), np.int32),
-        "masked_lm_ids": _aligned((B, P), np.int32),
-        "masked_lm_weights": _aligned((B, P), np.float32),
-        "sentence_order_labels": _aligned((B,), np.int32),
+        "input_ids": aligned((B, L), np.int32),
+        "token_type_ids": aligned((B, L), np.int32),
+        "attention_mask": aligned((B, L), np.int32),
+        "masked_lm_positions": aligned((B, P), np.int32),
+        "masked_lm_ids": aligned((B, P), np.int32),
+        "masked_lm_weights": aligned((B, P), np.float32),
+        "sentence_order_labels": aligned((B,), np.int32),
     }
-
-
-def in_order(examples_B: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Epoch and number of each example of a run, by the permutation of this module.
-
-    Args:
-        examples_B: int64; a negative one stays as it is, in no epoch.
-        size: N, examples an epoch.
-        seed: of the run.
-
-    Returns:
-        int64 [B] each, the number in [0, N).
-    """
-    numbers_B = np.array(examples_B, np.int64)
-    epochs_B = np.where(numbers_B < 0, -1, numbers_B // size)
-    _permute(numbers_B, size, np.uint64(seed))
-    return epochs_B, numbers_B
 
 
 class _Corpus(NamedTuple):
@@ -334,6 +462,9 @@ class _Corpus(NamedTuple):
     chunk_end_K: np.ndarray  # int64, where the last chunk of each shard ends
     chunk_document_N: np.ndarray  # uint32, in its shard
     chunk_cut_N: np.ndarray  # uint32, sentences of segment A; [0] but for `nsp`
+    first_row: np.ndarray  # int64 [K+1], number in the split of each shard's first row
+    row_begin_R: np.ndarray  # int64 [R+1], where a row's chunks begin below; [0] without packing
+    row_chunk_N: np.ndarray  # uint32, chunks in their shard, row after row; [0] without packing
 
 
 class _Rules(NamedTuple):
@@ -341,6 +472,7 @@ class _Rules(NamedTuple):
 
     objective: int
     random_next: bool
+    by_shard: bool  # a random other text is one of the same shard
     room: int  # tokens of text in a sequence
     seed: np.uint64
     short_below: int  # of 2**32
@@ -352,6 +484,7 @@ class _Rules(NamedTuple):
     replacements: np.ndarray  # int32, the pieces that are not control pieces
     budgets: np.ndarray  # int64 [L+1], by sequence length
     ngram_law: np.ndarray  # int64 [ngram+1], running sums of M/n
+    packing: bool
 
 
 class _Batch(NamedTuple):
@@ -363,7 +496,10 @@ class _Batch(NamedTuple):
     positions_BP: np.ndarray
     targets_BP: np.ndarray
     weights_BP: np.ndarray
-    labels_B: np.ndarray
+    labels_BS: np.ndarray  # S = 1 without packing
+    label_weights_BS: np.ndarray  # from here on only with packing, else [0, ...]
+    segments_BL: np.ndarray
+    begins_BS: np.ndarray
 
 
 def _contiguous(number: int, shard: store.Shard) -> store.Shard:
@@ -384,7 +520,10 @@ def _contiguous(number: int, shard: store.Shard) -> store.Shard:
                 f"{rule}: the store is damaged. Prepare it again."
             )
     return store.Shard(
-        tokens=np.ascontiguousarray(shard.tokens),
+        # What stands for tokens that are elsewhere has no strides, and takes no memory.
+        tokens=shard.tokens
+        if not any(shard.tokens.strides)
+        else np.ascontiguousarray(shard.tokens),
         sentences=np.ascontiguousarray(shard.sentences, dtype=np.int64),
         documents=np.ascontiguousarray(shard.documents, dtype=np.int64),
     )
@@ -408,6 +547,7 @@ def _make_rules(vocabulary: Vocabulary, options: ExampleOptions) -> _Rules:
     return _Rules(
         objective=_OBJECTIVES[options.sentence_objective],
         random_next=options.single_sentence == "random_next",
+        by_shard=options.shuffle == "shard",
         room=L - (2 if options.sentence_objective == "none" else 3),
         seed=np.uint64(options.seed),
         short_below=round(options.short_seq_prob * 2**32),
@@ -424,6 +564,7 @@ def _make_rules(vocabulary: Vocabulary, options: ExampleOptions) -> _Rules:
             ]
         ),
         ngram_law=np.cumsum(shares),
+        packing=options.packing,
     )
 
 
@@ -465,26 +606,23 @@ def _index(shards: Sequence[store.Shard], rules: _Rules) -> _Corpus:
         chunk_end_K=np.array([len(each) for each in whole], np.int64),
         chunk_document_N=document_N,
         chunk_cut_N=cut_N,
+        first_row=first_chunk,
+        row_begin_R=np.empty(0, np.int64),
+        row_chunk_N=np.empty(0, np.uint32),
     )
 
 
-def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array, not filled, at an address from which TensorFlow takes it over without a copy."""
     count = math.prod(shape)
     memory = np.empty(count * np.dtype(dtype).itemsize + _ALIGNMENT_BYTES, np.uint8)
     begin = -memory.ctypes.data % _ALIGNMENT_BYTES
     return memory[begin : len(memory) - _ALIGNMENT_BYTES + begin].view(dtype).reshape(shape)
 
 
-# From here on, everything is compiled. `int` means int64; a uint64 never meets an int64 in one
-# expression, which numba (as NumPy) would turn into a float64.
+# From here on, everything is compiled.
 
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(function, cache=True, **options)
-    except RuntimeError:  # nowhere to write the cache: compile anew in every process
-        return numba.njit(function, **options)
+_compiled = compilation.compiled
 
 
 def _as_pointer(_: Any, address: Any, dtype: Any) -> Any:
@@ -507,45 +645,10 @@ def _offsets(address: int, length: int) -> np.ndarray:
 
 
 @_compiled
-def _mix(z: np.uint64) -> np.uint64:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-@_compiled
-def _key(seed: np.uint64, purpose: np.uint64, a: int, b: int) -> np.uint64:
-    return _mix(_mix(_mix(_mix(seed) ^ purpose) ^ np.uint64(a)) ^ np.uint64(b))
-
-
-@_compiled
-def _scaled(draw: np.uint64, n: int) -> np.int64:
-    return np.int64(((draw >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32))
-
-
-@_compiled
 def _below(stream: np.ndarray, n: int) -> np.int64:
     """Takes a draw from `stream`, uint64 [1]."""
     stream[0] += _GAMMA
     return _scaled(_mix(stream[0]), n)
-
-
-@_compiled
-def _permuted(slot: int, size: int, key: np.uint64) -> int:
-    width = math.ceil(math.sqrt(size))
-    left, right = slot // width, slot % width
-    while True:
-        round_key = key
-        for r in range(_ROUNDS):
-            round_key += _GAMMA
-            if r % 2 == 0:
-                left += _scaled(_mix(round_key ^ np.uint64(right)), width)
-                left -= width if left >= width else 0
-            else:
-                right += _scaled(_mix(round_key ^ np.uint64(left)), width)
-                right -= width if right >= width else 0
-        if left * width + right < size:
-            return left * width + right
 
 
 @_compiled
@@ -630,10 +733,11 @@ def _index_full(
 
 
 @_compiled
-def _build(corpus: _Corpus, rules: _Rules, examples_B: np.ndarray, batch: _Batch) -> bool:
+def _build(
+    corpus: _Corpus, rules: _Rules, epochs_B: np.ndarray, rows_B: np.ndarray, batch: _Batch
+) -> bool:
     """Fills the batch; False where a token is not in the vocabulary."""
     B, L = batch.ids_BL.shape
-    size = corpus.first_chunk[-1]
     stream = np.empty(1, np.uint64)
     slots = np.empty((2, L + 2), np.int32)
     order = np.empty(L + 1, np.int32)
@@ -644,52 +748,61 @@ def _build(corpus: _Corpus, rules: _Rules, examples_B: np.ndarray, batch: _Batch
         batch.positions_BP[b] = 0
         batch.targets_BP[b] = 0
         batch.weights_BP[b] = 0
-        batch.labels_B[b] = 0
-        length, first_b = 0, L
-        if examples_B[b] >= 0:
-            epoch, slot = examples_B[b] // size, examples_B[b] % size
-            chunk = _permuted(slot, size, _key(rules.seed, _ORDER, epoch, 0))
-            stream[0] = _key(rules.seed, _EXAMPLE, epoch, chunk)
-            shard = np.searchsorted(corpus.first_chunk, chunk, side="right") - 1
+        batch.labels_BS[b] = 0
+        if rules.packing:
+            batch.label_weights_BS[b] = 0
+            batch.segments_BL[b] = 0
+            batch.begins_BS[b] = 0
+        at, made = 0, 0  # places filled, pieces masked
+        row, shard, pairs = rows_B[b], 0, 0
+        if row >= 0:
+            shard = np.searchsorted(corpus.first_row, row, side="right") - 1
+            pairs = corpus.row_begin_R[row + 1] - corpus.row_begin_R[row] if rules.packing else 1
+        for s in range(pairs):
+            chunk = row
+            if rules.packing:
+                inside = np.int64(corpus.row_chunk_N[corpus.row_begin_R[row] + s])
+                chunk = corpus.first_chunk[shard] + inside
+            stream[0] = _key(rules.seed, _EXAMPLE, epochs_B[b], chunk)
+            free_L, first_b = ids_L[at:], L
             if rules.objective == _NONE:
-                length = _lay_full(corpus, rules, shard, chunk, ids_L)
+                length = _lay_full(corpus, rules, shard, chunk, free_L)
             else:
-                length, first_b, batch.labels_B[b] = _lay_pair(
-                    corpus, rules, shard, chunk, stream, ids_L
+                length, first_b, batch.labels_BS[b, s] = _lay_pair(
+                    corpus, rules, shard, chunk, stream, free_L
                 )
             if length < 0:
                 return False
             for p in range(length):
-                kinds_L[p] = rules.piece_kind_V[ids_L[p]]
-            _mask(
+                kinds_L[p] = rules.piece_kind_V[free_L[p]]
+            masks = _mask(
                 rules,
                 kinds_L,
                 stream,
-                ids_L,
+                free_L,
                 length,
                 slots,
                 order,
                 masked,
-                batch.positions_BP[b],
-                batch.targets_BP[b],
-                batch.weights_BP[b],
+                batch.positions_BP[b, made:],
+                batch.targets_BP[b, made:],
+                batch.weights_BP[b, made:],
             )
-        for p in range(length):
-            attention_L[p] = 1
-            types_L[p] = 1 if p >= first_b else 0
-        for p in range(length, L):
+            for p in range(length):
+                attention_L[at + p] = 1
+                types_L[at + p] = 1 if p >= first_b else 0
+            if rules.packing:
+                batch.label_weights_BS[b, s] = 1
+                batch.segments_BL[b, at : at + length] = s + 1
+                batch.begins_BS[b, s] = at
+                batch.positions_BP[b, made : made + masks] += at
+            at += length
+            made += masks
+        for p in range(at, L):
             ids_L[p] = rules.pad_id
             attention_L[p] = 0
             types_L[p] = 0
     return True
-
-
-@_compiled
-def _permute(numbers_B: np.ndarray, size: int, seed: np.uint64) -> None:
-    for b in range(len(numbers_B)):
-        if numbers_B[b] >= 0:
-            epoch, slot = numbers_B[b] // size, numbers_B[b] % size
-            numbers_B[b] = _permuted(slot, size, _key(seed, _ORDER, epoch, 0))
 
 
 @_compiled
@@ -736,6 +849,30 @@ def _mask_rows(
 
 
 @_compiled
+def _pair_lengths(corpus: _Corpus, rules: _Rules, shard: int, lengths_C: np.ndarray) -> None:
+    """Writes down how many places each pair of a shard takes, at most L."""
+    sentences = _offsets(corpus.sentences_K[shard], corpus.chunk_end_K[shard] + 1)
+    stream = np.empty(1, np.uint64)
+    for c in range(len(lengths_C)):
+        chunk = corpus.first_chunk[shard] + c
+        begin, end = _bounds(corpus, shard, chunk)
+        text = sentences[end] - sentences[begin]
+        if _has_other(corpus, rules, chunk, end - begin):
+            stream[0] = _key(rules.seed, _OTHER, chunk, 0)
+            _, b_begin, b_end = _random_other(corpus, rules, stream, shard, chunk, text)
+            text += b_end - b_begin
+        lengths_C[c] = min(text, rules.room) + 3
+
+
+@_compiled
+def _has_other(corpus: _Corpus, rules: _Rules, chunk: int, k: int) -> bool:
+    """Whether B comes from another document than the chunk, which has `k` sentences."""
+    if rules.objective == _NSP:
+        return k == corpus.chunk_cut_N[chunk]
+    return k == 1 and rules.random_next
+
+
+@_compiled
 def _lay_full(corpus: _Corpus, rules: _Rules, shard: int, chunk: int, ids_L: np.ndarray) -> int:
     """Writes a chunk of full sentences into `ids_L`; its length, or -1 for an unknown token."""
     D = corpus.first_document[shard + 1] - corpus.first_document[shard]
@@ -765,30 +902,30 @@ def _lay_pair(
     corpus: _Corpus, rules: _Rules, shard: int, chunk: int, stream: np.ndarray, ids_L: np.ndarray
 ) -> tuple[int, int, int]:
     """Writes a sentence pair into `ids_L`; (length or -1, where B begins, label)."""
-    d = np.int64(corpus.chunk_document_N[chunk])
     begin, end = _bounds(corpus, shard, chunk)
     sentences = _offsets(corpus.sentences_K[shard], end + 1)
     a_begin, b_end = sentences[begin], sentences[end]
     k = end - begin
     label = 0
-    other = False
-    if rules.objective == _NSP:
+    other = _has_other(corpus, rules, chunk, k)
+    if other:
+        a_end = b_end
+    elif rules.objective == _NSP:
         a_end = sentences[begin + corpus.chunk_cut_N[chunk]]
-        other = a_end == b_end
     elif k > 1:
         a_end = sentences[begin + 1 + _below(stream, k - 1)]
-    elif rules.random_next:
-        a_end = b_end
-        other = True
     elif b_end - a_begin > 1:
         a_end = a_begin + 1 + _below(stream, b_end - a_begin - 1)
     else:
         a_end = b_end
     a_shard, b_shard, b_begin = shard, shard, a_end
     if other:
-        own = corpus.first_document[shard] + d
         label = 1
-        b_shard, b_begin, b_end = _random_other(corpus, rules, stream, own, a_end - a_begin)
+        drawn = stream
+        if rules.packing:
+            drawn = np.empty(1, np.uint64)
+            drawn[0] = _key(rules.seed, _OTHER, chunk, 0)
+        b_shard, b_begin, b_end = _random_other(corpus, rules, drawn, shard, chunk, a_end - a_begin)
     elif rules.objective == _SOP:
         label = _below(stream, 2)
         if label == 1:
@@ -821,13 +958,20 @@ def _bounds(corpus: _Corpus, shard: int, chunk: int) -> tuple[int, int]:
 
 @_compiled
 def _random_other(
-    corpus: _Corpus, rules: _Rules, stream: np.ndarray, own: int, a_length: int
+    corpus: _Corpus, rules: _Rules, stream: np.ndarray, shard: int, chunk: int, a_length: int
 ) -> tuple[int, int, int]:
-    """Text from another document than `own`: (shard, first token, past the last token)."""
+    """Text from another document than the chunk's, which is in `shard`: (its shard, first token,
+    past the last token).
+    """
+    own = corpus.first_document[shard] + np.int64(corpus.chunk_document_N[chunk])
     mine = np.empty(1, np.uint64)
     wanted = _begin_document(mine, rules, own) - a_length
+    first_other, others = np.int64(0), corpus.first_document[-1]
+    if rules.by_shard:
+        first_other = corpus.first_document[shard]
+        others = corpus.first_document[shard + 1] - first_other
     while True:
-        other = _below(stream, corpus.first_document[-1])
+        other = first_other + _below(stream, others)
         # Shards without documents share their number with the next one: take the last of them.
         shard = np.searchsorted(corpus.first_document, other, side="right") - 1
         d = other - corpus.first_document[shard]
@@ -880,8 +1024,8 @@ def _mask(
     positions_P: np.ndarray,
     targets_P: np.ndarray,
     weights_P: np.ndarray,
-) -> None:
-    """Masks words of `ids_L` in place and writes down what was there.
+) -> int:
+    """Masks words of `ids_L` in place and writes down what was there; how many pieces.
 
     `kinds_L` says of each piece whether it continues a word, starts one or is special.
     A slot is a word or a special piece, in text order: `begins` has where each begins, `closes` the
@@ -950,3 +1094,4 @@ def _mask(
                 ids_L[p] = rules.mask_id
             elif kind == 9:
                 ids_L[p] = rules.replacements[_below(stream, len(rules.replacements))]
+    return m

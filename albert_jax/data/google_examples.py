@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from albert_jax.config import DataConfig
-from albert_jax.data import examples, pipeline, statistics, tfrecord
+from albert_jax.data import examples, order, pipeline, statistics, tfrecord
 from albert_jax.data import tokenizer as tokenizer_lib
 from albert_jax.errors import UserError
 
@@ -209,6 +209,7 @@ class RecordBuilder:
                 if split == "validation"
                 else f"data.path={data.path} holds no records for training."
             )
+        self._order = order.Order(np.array([0, self.examples_per_epoch]), options.seed)
         self._options = options
         self._length = data.length
         self._predictions = data.predictions
@@ -260,9 +261,7 @@ class RecordBuilder:
 
     def _places(self, examples_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Epoch and record of each example; -1 twice for padding."""
-        epochs_B, places_B = examples.in_order(
-            examples_B, self.examples_per_epoch, self._options.seed
-        )
+        epochs_B, places_B = self._order.places(np.asarray(examples_B, np.int64))
         return epochs_B, np.where(places_B < 0, -1, self._numbers_N[places_B])
 
 

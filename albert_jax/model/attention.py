@@ -25,7 +25,9 @@ _PLATFORMS = {"flash": "tpu", "splash": "tpu", "cudnn": "gpu"}
 _FASTEST = {"tpu": "flash", "gpu": "cudnn"}
 
 
-def choose(config: ModelConfig, length: int, platform: str, shards: int = 1) -> str:
+def choose(
+    config: ModelConfig, length: int, platform: str, shards: int = 1, packing: bool = False
+) -> str:
     """What `model.attention` means for sequences of `length` on a platform.
 
     `auto` is the platform's kernel where it can do the work, otherwise `xla`. On every TPU from v4
@@ -36,21 +38,27 @@ def choose(config: ModelConfig, length: int, platform: str, shards: int = 1) -> 
         length: L.
         platform: cpu, gpu or tpu.
         shards: over how many devices the heads are split.
+        packing: rows hold several segments that do not see each other.
 
     Raises:
         UserError: the implementation asked for cannot do it; names the field to change.
     """
     if config.attention == "auto":
         fastest = _FASTEST.get(platform, "xla")
-        return "xla" if _refusal(fastest, config, length, platform, shards) else fastest
-    refusal = _refusal(config.attention, config, length, platform, shards)
+        return "xla" if _refusal(fastest, config, length, platform, shards, packing) else fastest
+    refusal = _refusal(config.attention, config, length, platform, shards, packing)
     if refusal:
         raise UserError(f"model.attention={config.attention}: {refusal}")
     return config.attention
 
 
 def _refusal(
-    implementation: str, config: ModelConfig, length: int, platform: str, shards: int
+    implementation: str,
+    config: ModelConfig,
+    length: int,
+    platform: str,
+    shards: int,
+    packing: bool,
 ) -> str:
     """Why an implementation cannot do the work; empty if it can."""
     if implementation == "xla":
@@ -67,6 +75,11 @@ def _refusal(
         )
     head_size = config.hidden_size // config.num_attention_heads
     if implementation == "cudnn":
+        if packing:
+            return (
+                "does not keep the pairs of a packed row apart; set model.attention to xla, or "
+                "data.packing to False."
+            )
         if config.dtype != "bfloat16" or head_size % 8 or head_size > 128:
             return (
                 "takes model.dtype=bfloat16 and heads of a multiple of 8 up to 128 (here "
@@ -86,6 +99,7 @@ def attend(
     attention_mask_BM: jax.Array,
     num_heads: int,
     dropout: Callable[[jax.Array], jax.Array] | None,
+    segment_ids_BL: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """softmax(q k / sqrt(K) + mask) v for each head.
 
@@ -95,24 +109,32 @@ def attend(
         attention_mask_BM: 1 for a real key, 0 for padding.
         num_heads: H.
         dropout: what is done to probabilities_BHLM, if anything; only `xla` can.
+        segment_ids_BL: of packed rows, in place of the mask: a query sees the keys of its own
+            segment alone, and padding is one too; 0, 1, 2, ... Not with cudnn.
 
     Returns:
         (context_BLD in q's dtype, probabilities_BHLM in float32 before dropout, of `xla` alone).
     """
     if implementation in ("auto", "xla"):
         context_BLD, probabilities_BHLM = _plain(
-            q_BLD, k_BMD, v_BMD, attention_mask_BM, num_heads, dropout
+            q_BLD, k_BMD, v_BMD, attention_mask_BM, num_heads, dropout, segment_ids_BL
         )
         return checkpoint_name(context_BLD, "context"), probabilities_BHLM
     if dropout is not None:
         raise ValueError(f"{implementation} attention has no dropout")
     if implementation == "cudnn":
+        if segment_ids_BL is not None:
+            raise ValueError("cudnn attention has no segments")
         context_BLD = _cudnn(q_BLD, k_BMD, v_BMD, attention_mask_BM, num_heads)
     else:
         from albert_jax.model import kernels
 
         kernel = {"flash": kernels.flash_attention, "splash": kernels.splash_attention}
-        context_BLD = kernel[implementation](q_BLD, k_BMD, v_BMD, attention_mask_BM, num_heads)
+        packed = segment_ids_BL is not None
+        segments_BM = segment_ids_BL if packed else attention_mask_BM
+        context_BLD = kernel[implementation](
+            q_BLD, k_BMD, v_BMD, segments_BM, num_heads, packed=packed
+        )
     return checkpoint_name(context_BLD, "context"), None
 
 
@@ -146,6 +168,7 @@ def _plain(
     attention_mask_BM: jax.Array,
     num_heads: int,
     dropout: Callable[[jax.Array], jax.Array] | None,
+    segment_ids_BL: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     q_BLHK, k_BMHK, v_BMHK = (x.reshape(*x.shape[:2], num_heads, -1) for x in (q_BLD, k_BMD, v_BMD))
     precision = layers.precision(q_BLD.dtype)
@@ -156,8 +179,13 @@ def _plain(
         precision=precision,
         preferred_element_type=jnp.float32,
     )
-    bias_BM = (1.0 - attention_mask_BM.astype(jnp.float32)) * MASKED_SCORE
-    probabilities_BHLM = jax.nn.softmax(scores_BHLM + bias_BM[:, None, None, :], axis=-1)
+    if segment_ids_BL is None:
+        bias_BM = (1.0 - attention_mask_BM.astype(jnp.float32)) * MASKED_SCORE
+        bias_BHLM = bias_BM[:, None, None, :]
+    else:
+        apart_BLM = segment_ids_BL[:, :, None] != segment_ids_BL[:, None, :]
+        bias_BHLM = jnp.where(apart_BLM, MASKED_SCORE, 0.0)[:, None]
+    probabilities_BHLM = jax.nn.softmax(scores_BHLM + bias_BHLM, axis=-1)
     dropped_BHLM = probabilities_BHLM.astype(v_BMD.dtype)
     if dropout is not None:
         dropped_BHLM = dropout(dropped_BHLM)

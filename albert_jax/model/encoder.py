@@ -86,10 +86,12 @@ class Embeddings(nn.Module):
         token_type_ids_BL: jax.Array,
         dropout_keys_B: jax.Array | None,
         words_BLE: jax.Array | None = None,
+        positions_BL: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns (x_BLD in `dtype`, the word table in float32, for the head that is tied to it).
 
-        `words_BLE`, where given, stands in for the rows that the ids look up.
+        `words_BLE`, where given, stands in for the rows that the ids look up; `positions_BL` are
+        0, 1, 2, ... in every row where they are not given.
         """
         cfg = self.config
         normal = layers.truncated_normal(cfg.initializer_range)
@@ -105,7 +107,10 @@ class Embeddings(nn.Module):
         if cfg.type_vocab_size:
             types = table("token_type_embeddings", "type", cfg.type_vocab_size)
             e_BLE += types[token_type_ids_BL]
-        e_BLE += positions[None, cfg.position_offset : end]
+        if positions_BL is None:
+            e_BLE += positions[None, cfg.position_offset : end]
+        else:
+            e_BLE += positions[cfg.position_offset + positions_BL]
         e_BLE = layers.LayerNorm("embedding", cfg.layer_norm_eps, self.dtype, name="layer_norm")(
             e_BLE
         )
@@ -139,6 +144,7 @@ class AttentionBlock(nn.Module):
         attention_mask_BL: jax.Array,
         dropout_keys_B: jax.Array | None,
         output_attentions: bool = False,
+        segment_ids_BL: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Returns (x_BLD, probabilities_BHLM in float32 if asked for)."""
         cfg = self.config
@@ -163,6 +169,7 @@ class AttentionBlock(nn.Module):
             attention_mask_BL,
             heads,
             self._dropout(dropout_keys_B, heads),
+            segment_ids_BL,
         )
         out_BLD = layers.Dense(
             cfg.hidden_size,
@@ -288,8 +295,10 @@ class Encoder(nn.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         gradient_weights: GradientWeights | None = None,
+        segment_ids_BL: jax.Array | None = None,
     ) -> EncoderOutput:
-        """Runs the stack; each depth draws its own dropout.
+        """Runs the stack; each depth draws its own dropout. Segments, where given, do not see each
+        other (see `attention.attend`).
 
         Where `gradient_weights` are given, what reaches a set of parameters through each depth is
         multiplied by that depth's weight.
@@ -327,6 +336,7 @@ class Encoder(nn.Module):
                     attention_mask_BL,
                     keys_B,
                     output_attentions,
+                    segment_ids_BL,
                 )
                 x_BLD = run_ffn({"params": _at(ffn_I, inner)}, x_BLD, keys_B)
                 hidden_states.append(x_BLD)
@@ -370,10 +380,22 @@ class Encoder(nn.Module):
         return EncoderOutput(x_BLD, joined(0, output_hidden_states), joined(1, output_attentions))
 
 
+def restarting_positions(segment_ids_BL: jax.Array, begins_BS: jax.Array) -> jax.Array:
+    """Positions of packed rows, which begin at 0 in each segment; int32 [B, L].
+
+    Args:
+        segment_ids_BL: 1, 2, 3, ...; 0 on padding.
+        begins_BS: where each segment begins, from the first.
+    """
+    number_BL = jnp.maximum(segment_ids_BL - 1, 0)
+    places_L = jnp.arange(segment_ids_BL.shape[1], dtype=jnp.int32)
+    return places_L[None] - jnp.take_along_axis(begins_BS, number_BL, axis=1)
+
+
 def pooled(cfg: ModelConfig, dtype: jnp.dtype, first_BD: jax.Array) -> jax.Array:
     """One vector for a sequence: tanh(dense(first position)); for DistilBERT, relu(dense(...)).
 
-    To be called inside a module, whose `pooler` the dense layer becomes.
+    Of packed rows [B, S, D]. To be called inside a module, whose `pooler` the dense layer becomes.
     """
     dense = layers.Dense(
         cfg.hidden_size, ("hidden", "pooled"), cfg.initializer_range, dtype, name="pooler"

@@ -1,9 +1,11 @@
 """Attention for TPUs: our own Pallas kernel `flash`, and JAX's library kernel `splash`.
 
-In:  queries, keys and values as the projections leave them, [B, L, H*K], and the padding mask.
+In:  queries, keys and values as the projections leave them, [B, L, H*K], and the padding mask, or
+    the segments of packed rows.
 Out: the context in the same layout and dtype; both are differentiable.
 Promise: the maths of `attention.attend` without dropout, to the dtype's precision; the scores
     never reach HBM. Queries that are padding may differ (splash) and must carry no loss.
+    Packed rows cost as much as others: no block of scores is left out.
 
 `flash` is made for short rows: all keys of a row lie in VMEM, so softmax is the plain one, with
 no running maximum, and the backward pass needs nothing from the forward pass but q, k, v and the
@@ -77,22 +79,24 @@ def unsupported(length: int, num_heads: int, head_size: int) -> str | None:
     return None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def flash_attention(
     q_BLD: jax.Array,
     k_BMD: jax.Array,
     v_BMD: jax.Array,
-    attention_mask_BM: jax.Array,
+    segments_BM: jax.Array,
     num_heads: int,
     interpret: bool = False,
+    packed: bool = False,
 ) -> jax.Array:
     """softmax(q k / sqrt(K) + mask) v for every head, in one kernel; its gradient in another.
 
     Args:
         q_BLD, k_BMD, v_BMD: projections, bfloat16 or float32, D = num_heads * K.
-        attention_mask_BM: 1 for a real key, 0 for padding.
+        segments_BM: 1 for a real key, 0 for padding; of packed rows the numbers of segments.
         num_heads: heads in D, those of one device.
         interpret: run on any platform, slowly, by JAX's interpreter.
+        packed: a query sees the keys of its own segment alone, and not all real ones.
 
     Returns:
         context_BLD in q's dtype.
@@ -100,28 +104,33 @@ def flash_attention(
     Raises:
         UserError: shapes the kernel is not made for, see `unsupported`.
     """
-    return _forward(q_BLD, k_BMD, v_BMD, attention_mask_BM, num_heads, interpret)
+    return _forward(q_BLD, k_BMD, v_BMD, segments_BM, num_heads, interpret, packed)
 
 
 def _flash_fwd(
     q_BLD: jax.Array,
     k_BMD: jax.Array,
     v_BMD: jax.Array,
-    attention_mask_BM: jax.Array,
+    segments_BM: jax.Array,
     num_heads: int,
     interpret: bool,
+    packed: bool,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    inputs = (q_BLD, k_BMD, v_BMD, attention_mask_BM)
+    inputs = (q_BLD, k_BMD, v_BMD, segments_BM)
     # The context is no residual: where it is saved anyway, nobody needs to run the kernel again.
-    return _forward(*inputs, num_heads, interpret), inputs
+    return _forward(*inputs, num_heads, interpret, packed), inputs
 
 
 def _flash_bwd(
-    num_heads: int, interpret: bool, inputs: tuple[jax.Array, ...], d_context_BLD: jax.Array
+    num_heads: int,
+    interpret: bool,
+    packed: bool,
+    inputs: tuple[jax.Array, ...],
+    d_context_BLD: jax.Array,
 ) -> tuple[jax.Array | None, ...]:
-    q_BLD, k_BMD, v_BMD, attention_mask_BM = inputs
+    q_BLD, k_BMD, v_BMD, segments_BM = inputs
     tensors = (q_BLD, k_BMD, v_BMD, d_context_BLD.astype(q_BLD.dtype))
-    dq, dk, dv = _call(_backward_kernel, tensors, attention_mask_BM, num_heads, 3, 5, interpret)
+    dq, dk, dv = _call(_backward_kernel, tensors, segments_BM, num_heads, 3, 5, interpret, packed)
     return dq, dk, dv, None
 
 
@@ -132,22 +141,24 @@ def _forward(
     q_BLD: jax.Array,
     k_BMD: jax.Array,
     v_BMD: jax.Array,
-    attention_mask_BM: jax.Array,
+    segments_BM: jax.Array,
     num_heads: int,
     interpret: bool,
+    packed: bool,
 ) -> jax.Array:
     tensors = (q_BLD, k_BMD, v_BMD)
-    return _call(_forward_kernel, tensors, attention_mask_BM, num_heads, 1, 2, interpret)[0]
+    return _call(_forward_kernel, tensors, segments_BM, num_heads, 1, 2, interpret, packed)[0]
 
 
 def _call(
     kernel: Callable[..., None],
     tensors: tuple[jax.Array, ...],
-    attention_mask_BM: jax.Array,
+    segments_BM: jax.Array,
     num_heads: int,
     outputs: int,
     products: int,
     interpret: bool,
+    packed: bool,
 ) -> list[jax.Array]:
     """Runs `kernel` over a grid of rows and blocks of heads; `products` per head are L x M x K."""
     batch, length, width = tensors[0].shape
@@ -159,12 +170,12 @@ def _call(
     lanes = _lanes(length, width, dtype)
     block = pl.BlockSpec((None, length, lanes), lambda row, heads: (row, 0, heads))
     # Three axes, because a block of one row out of B is none that a chip can cut from [B, M].
-    mask = pl.BlockSpec((None, 1, length), lambda row, heads: (row, 0, 0))
+    segments = pl.BlockSpec((None, 1, length), lambda row, heads: (row, 0, 0))
     tensor_bytes = batch * length * width * dtype.itemsize
     call: Any = pl.pallas_call(
-        functools.partial(kernel, head_size=head_size),
+        functools.partial(kernel, head_size=head_size, packed=packed),
         grid=(batch, width // lanes),
-        in_specs=[mask] + [block] * len(tensors),
+        in_specs=[segments] + [block] * len(tensors),
         out_specs=[block] * outputs,
         out_shape=[jax.ShapeDtypeStruct(tensors[0].shape, dtype)] * outputs,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
@@ -176,7 +187,7 @@ def _call(
         interpret=interpret,
         name=f"flash{kernel.__name__.removesuffix('_kernel')}",
     )
-    return call(attention_mask_BM[:, None, :], *tensors)
+    return call(segments_BM[:, None, :], *tensors)
 
 
 def _lanes(length: int, width: int, dtype: jnp.dtype) -> int:
@@ -186,14 +197,21 @@ def _lanes(length: int, width: int, dtype: jnp.dtype) -> int:
 
 
 def _forward_kernel(
-    mask_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, context_ref: Any, *, head_size: int
+    segments_ref: Any,
+    q_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    context_ref: Any,
+    *,
+    head_size: int,
+    packed: bool,
 ) -> None:
-    dtype, bias_1M = q_ref.dtype, _bias(mask_ref)
+    dtype, bias = q_ref.dtype, _bias(segments_ref, packed)
 
     def scores(head: int, rows: slice, _: None) -> jax.Array:
         lanes = _group(head, head_size)
         q_RW = _alone(_scaled(q_ref[rows, lanes], head_size), head, head_size)
-        return _dot(q_RW, k_ref[:, lanes], 1, 1) + bias_1M
+        return _dot(q_RW, k_ref[:, lanes], 1, 1) + bias(rows)
 
     def context(head: int, rows: slice, scores_RM: jax.Array) -> tuple[jax.Array, jax.Array]:
         exp_RM, sum_R1 = _softmax_parts(scores_RM)
@@ -213,7 +231,7 @@ def _forward_kernel(
 
 
 def _backward_kernel(
-    mask_ref: Any,
+    segments_ref: Any,
     q_ref: Any,
     k_ref: Any,
     v_ref: Any,
@@ -223,15 +241,16 @@ def _backward_kernel(
     dv_ref: Any,
     *,
     head_size: int,
+    packed: bool,
 ) -> None:
-    dtype, bias_1M = q_ref.dtype, _bias(mask_ref)
+    dtype, bias = q_ref.dtype, _bias(segments_ref, packed)
     q_LW, k_WM = _scaled(q_ref[...], head_size), k_ref[...].T
     q_WL = q_LW.T
 
     def scores(head: int, rows: slice, _: None) -> jax.Array:
         lanes = _group(head, head_size)
         q_RW = _alone(q_LW[rows, lanes], head, head_size)
-        return _dot(q_RW, k_ref[:, lanes], 1, 1) + bias_1M
+        return _dot(q_RW, k_ref[:, lanes], 1, 1) + bias(rows)
 
     def d_scores(head: int, rows: slice, scores_RM: jax.Array) -> tuple[jax.Array, ...]:
         # The probabilities are exp / sum. The division goes into d_context, which is smaller.
@@ -320,8 +339,23 @@ def _dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
     )
 
 
-def _bias(mask_ref: Any) -> jax.Array:
-    return (1.0 - mask_ref[...].astype(jnp.float32)) * attention.MASKED_SCORE
+def _bias(segments_ref: Any, packed: bool) -> Callable[[slice], jax.Array]:
+    """What is added to the scores of a block of queries, [R, M], or [1, M] where that is alike for
+    all of them.
+    """
+    segments_1M = segments_ref[...].astype(jnp.float32)
+    if not packed:
+        bias_1M = (1.0 - segments_1M) * attention.MASKED_SCORE
+        return lambda rows: bias_1M
+    # A row becomes a column by way of a whole tile, which is what a chip can transpose.
+    length = segments_1M.shape[1]
+    segments_LW = jnp.broadcast_to(segments_1M, (LANES, length)).T
+
+    def bias(rows: slice) -> jax.Array:
+        apart_RM = segments_LW[rows, :1] != segments_1M
+        return jnp.where(apart_RM, attention.MASKED_SCORE, 0.0)
+
+    return bias
 
 
 def _scaled(q_LW: jax.Array, head_size: int) -> jax.Array:
@@ -350,14 +384,16 @@ def splash_attention(
     q_BLD: jax.Array,
     k_BMD: jax.Array,
     v_BMD: jax.Array,
-    attention_mask_BM: jax.Array,
+    segments_BM: jax.Array,
     num_heads: int,
     interpret: bool = False,
+    packed: bool = False,
 ) -> jax.Array:
     """The same by JAX's splash kernel with its fused backward pass.
 
-    Padding is told by segment: real queries see real keys, padded queries see padded keys. So a
-    padded position's context differs from `attention.attend`'s, which looks at the real keys.
+    Padding is a segment like those of packed rows: real queries see real keys, padded queries see
+    padded keys. So a padded position's context differs from `attention.attend`'s, which looks at
+    the real keys.
 
     Args, Returns, Raises: as `flash_attention`.
     """
@@ -386,7 +422,8 @@ def splash_attention(
         block_sizes=sizes,
         interpret=interpret,
     )
-    segments = attention_mask_BM.astype(jnp.int32)
+    del packed  # segments never see each other here
+    segments = segments_BM.astype(jnp.int32)
     context_BHLK = jax.vmap(kernel)(
         by_head(_scaled(q_BLD, head_size)),
         by_head(k_BMD),

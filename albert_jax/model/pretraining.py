@@ -16,7 +16,8 @@ from albert_jax.model import encoder, layers
 
 class PretrainingOutput(NamedTuple):
     """Scores in float32; the sentence scores are None where the objective has no sentence head,
-    and the pooled output where the model has no pooler.
+    and the pooled output where the model has no pooler. Of packed rows these are [B, S, 2] and
+    [B, S, D], for S segments.
     """
 
     masked_lm_logits_BPV: jax.Array
@@ -45,6 +46,8 @@ class PretrainingModel(nn.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         gradient_weights: encoder.GradientWeights | None = None,
+        segment_ids_BL: jax.Array | None = None,
+        cls_positions_BS: jax.Array | None = None,
     ) -> PretrainingOutput:
         """Scores of a batch; dropout where keys are given.
 
@@ -56,11 +59,20 @@ class PretrainingModel(nn.Module):
             dropout_keys_B: a PRNG key for each row, or None.
             output_hidden_states, output_attentions: also return every block's.
             gradient_weights: what the gradient through each depth counts; all alike by default.
+            segment_ids_BL, cls_positions_BS: of packed rows, whose segments have positions of their
+                own and do not see each other: 1, 2, 3, ... and 0 on padding; and where each of up
+                to S segments begins, 0 where there is none.
         """
         cfg = self.config
         dtype = jnp.dtype(cfg.dtype)
         embeddings = encoder.Embeddings(cfg, dtype, name="embeddings")
-        x_BLD, words_VE = embeddings(input_ids_BL, token_type_ids_BL, dropout_keys_B)
+        positions_BL = None
+        if segment_ids_BL is not None:
+            assert cls_positions_BS is not None  # they come together
+            positions_BL = encoder.restarting_positions(segment_ids_BL, cls_positions_BS)
+        x_BLD, words_VE = embeddings(
+            input_ids_BL, token_type_ids_BL, dropout_keys_B, positions_BL=positions_BL
+        )
         encoded = encoder.Encoder(cfg, dtype, self.shards, name="encoder")(
             x_BLD,
             attention_mask_BL,
@@ -68,10 +80,16 @@ class PretrainingModel(nn.Module):
             output_hidden_states,
             output_attentions,
             gradient_weights,
+            segment_ids_BL,
         )
         pooled_BD = None
         if cfg.pooler:
-            pooled_BD = encoder.pooled(cfg, dtype, encoded.sequence_BLD[:, 0])
+            first_BD = encoded.sequence_BLD[:, 0]
+            if cls_positions_BS is not None:
+                first_BD = jnp.take_along_axis(
+                    encoded.sequence_BLD, cls_positions_BS[..., None], axis=1
+                )
+            pooled_BD = encoder.pooled(cfg, dtype, first_BD)
         logits_BPV = MaskedLanguageHead(cfg, dtype, name="masked_lm")(
             encoded.sequence_BLD, masked_lm_positions_BP, words_VE
         )

@@ -105,11 +105,11 @@ class Pretraining:
         return self.model.init(jax.random.key(seed), ids, ids, ids, ids[:, :1])["params"]
 
     def counts(self, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Masked slots, rows, and with a teacher tokens."""
+        """Masked slots, pairs, and with a teacher tokens."""
         tokens = jnp.zeros((), jnp.float32)
         if self.teacher:
             tokens = jnp.sum(token_weights(batch))
-        return jnp.sum(batch["masked_lm_weights"]), jnp.sum(row_weights(batch)), tokens
+        return jnp.sum(batch["masked_lm_weights"]), jnp.sum(sentence_weights(batch)), tokens
 
     def loss(
         self,
@@ -121,12 +121,12 @@ class Pretraining:
         frozen: Any,
     ) -> tuple[jax.Array, Any]:
         """See `Objective`; `frozen` is the teacher."""
-        masked_count, row_count, token_count = counts
+        masked_count, sentence_count, token_count = counts
         masked_count += losses.MASKED_LM_COUNT_EPSILON
         output = forward(self.model, params, batch, dropout_keys_B, gradient_weights)
         masked_lm, sentence = prediction_sums(output, batch)
         if self.teacher is None:
-            total = masked_lm.loss / masked_count + sentence.loss / row_count
+            total = masked_lm.loss / masked_count + sentence.loss / sentence_count
             return total, (masked_lm, sentence, None)
         weights = self.distillation
         with jax.named_scope("teacher"):
@@ -136,20 +136,20 @@ class Pretraining:
         total = (
             (softened + weights.masked_lm_weight * masked_lm.loss) / masked_count
             + weights.cosine_weight * apart[1] / token_count
-            + sentence.loss / row_count
+            + sentence.loss / sentence_count
         )
         return total, (masked_lm, sentence, apart)
 
     def means(self, sums: Any, counts: Any) -> dict[str, jax.Array]:
         """See `Objective`."""
         masked_lm, sentence, apart = sums
-        masked_count, row_count, token_count = counts
+        masked_count, sentence_count, token_count = counts
         masked_count += losses.MASKED_LM_COUNT_EPSILON
         values = [
             masked_lm.loss / masked_count,
             masked_lm.correct / masked_count,
-            sentence.loss / row_count,
-            sentence.correct / row_count,
+            sentence.loss / sentence_count,
+            sentence.correct / sentence_count,
         ]
         if apart is not None:
             values += [apart[0] / masked_count, apart[1] / token_count]
@@ -297,6 +297,8 @@ def forward(
         batch["masked_lm_positions"],
         keys_B,
         gradient_weights=gradient_weights,
+        segment_ids_BL=batch.get("segment_ids"),
+        cls_positions_BS=batch.get("cls_positions"),
     )
     return output
 
@@ -312,7 +314,7 @@ def prediction_sums(
         zero = jnp.zeros((), jnp.float32)
         return masked_lm, losses.Sums(zero, zero, zero)
     sentence = losses.cross_entropy(
-        output.sentence_order_logits_B2, batch["sentence_order_labels"], row_weights(batch)
+        output.sentence_order_logits_B2, batch["sentence_order_labels"], sentence_weights(batch)
     )
     return masked_lm, sentence
 
@@ -343,6 +345,13 @@ def teacher_sums(
 def token_weights(batch: Batch) -> jax.Array:
     """1 for a real token, 0 for padding. float32 [B, L]."""
     return batch["attention_mask"].astype(jnp.float32)
+
+
+def sentence_weights(batch: Batch) -> jax.Array:
+    """1 for a pair whose sentence label counts. float32 [B], of packed rows [B, S]."""
+    if "sentence_order_weights" in batch:
+        return batch["sentence_order_weights"]
+    return row_weights(batch)
 
 
 def row_weights(batch: Batch) -> jax.Array:

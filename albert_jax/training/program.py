@@ -84,6 +84,14 @@ class Program:
         }
         if self.config.model.sentence_objective != "none":
             shapes["sentence_order_labels"] = ((rows,), np.int32)
+        if data.packing:
+            pairs = (rows, data.max_pairs_per_seq)
+            shapes |= {
+                "sentence_order_labels": (pairs, np.int32),
+                "sentence_order_weights": (pairs, np.float32),
+                "segment_ids": (length, np.int32),
+                "cls_positions": (pairs, np.int32),
+            }
         return {
             key: jax.ShapeDtypeStruct(shape, dtype, sharding=self.batch_sharding)
             for key, (shape, dtype) in shapes.items()
@@ -94,7 +102,11 @@ def build(config: Config, mesh: Mesh) -> Program:
     """The program of a config whose vocabulary size is known; nothing is computed yet."""
     tensor_shards = mesh.shape[layers.TENSOR_AXIS]
     implementation = attention.choose(
-        config.model, config.data.max_seq_length, mesh.devices.flat[0].platform, tensor_shards
+        config.model,
+        config.data.max_seq_length,
+        mesh.devices.flat[0].platform,
+        tensor_shards,
+        config.data.packing,
     )
     # Kernels are for the step's lengths alone; for all else, initial values among it, there is xla.
     whole_model = _model(config, "xla")
@@ -246,14 +258,27 @@ def describe(run: Program) -> str:
     listed = ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
     config, mesh = run.config, run.mesh
     device = mesh.devices.flat[0]
-    share = config.train.global_batch_size // sharding.batch_shards(mesh)
-    micro = share // sharding.microbatches(config, mesh)
+    batches = [_described_batch(config.at(stage), mesh) for stage in config.stages]
+    if config.data.schedule:
+        batches = [
+            f"  from step {stage.first_batch:,} on: {batch}, {stage.masked_lm_prob:.0%} masked"
+            for stage, batch in zip(config.stages, batches, strict=True)
+        ]
     return (
         f"model: {sum(counts.values()):,} parameters: {listed}\n"
         f"devices: {mesh.size} x {device.device_kind}, mesh "
         + " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
         + f"; {config.model.dtype}, {run.attention} attention\n"
-        f"batch: {config.train.global_batch_size} sequences of {config.data.max_seq_length}, "
+        + ("batches:\n" if config.data.schedule else "batch: ")
+        + "\n".join(batches)
+    )
+
+
+def _described_batch(config: Config, mesh: Mesh) -> str:
+    share = config.train.global_batch_size // sharding.batch_shards(mesh)
+    micro = share // sharding.microbatches(config, mesh)
+    return (
+        f"{config.train.global_batch_size} sequences of {config.data.max_seq_length}, "
         f"{share} a device"
         + (f" in {share // micro} microbatches of {micro}" if micro < share else "")
     )

@@ -80,27 +80,40 @@ def read_metrics(path: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 
 def model_flops_per_sequence(
-    model: ModelConfig, data: DataConfig, teacher: ModelConfig | None = None
+    model: ModelConfig,
+    data: DataConfig,
+    teacher: ModelConfig | None = None,
+    attended: float | None = None,
 ) -> float:
     """Floating-point operations of the matrix products in one training step on one sequence.
 
     Forward once, backward twice, recomputation not counted; every depth counts, shared or not; of
     a teacher, forward alone. A product of [m,k] and [k,n] is 2 m k n operations; look-ups are none.
+
+    Args:
+        model, data: of the run.
+        teacher: of the run, if there is one.
+        attended: how many pairs of places of a row see each other, on average; length squared by
+            default. Packed rows have fewer, and what a program computes beyond them is no work of
+            the model's.
     """
-    taught = model_flops_per_sequence(teacher, data) / 3.0 if teacher else 0.0
+    taught = model_flops_per_sequence(teacher, data, None, attended) / 3.0 if teacher else 0.0
     hidden, slots = model.hidden_size, data.max_predictions_per_seq
     masked_lm = 2 * slots * model.embedding_size * (hidden + model.vocab_size)
     pooler = 2 * hidden * hidden if model.pooler else 0
-    encoder = encoder_flops_per_sequence(model, data.max_seq_length)
+    encoder = encoder_flops_per_sequence(model, data.max_seq_length, attended)
     return encoder + 3.0 * (masked_lm + pooler) + taught
 
 
-def encoder_flops_per_sequence(model: ModelConfig, length: int) -> float:
+def encoder_flops_per_sequence(
+    model: ModelConfig, length: int, attended: float | None = None
+) -> float:
     """The part of that which does not depend on what stands on the encoder."""
+    attended = length**2 if attended is None else attended
     hidden, ffn = model.hidden_size, model.intermediate_size
     projections = 4 * hidden * hidden + 2 * hidden * ffn
     blocks = model.num_hidden_layers * model.inner_group_num
-    encoder = blocks * length * (2 * projections + 2 * 2 * length * hidden)
+    encoder = blocks * (2 * projections * length + 2 * 2 * attended * hidden)
     if model.embedding_size != hidden or model.project_embeddings:
         encoder += 2 * length * model.embedding_size * hidden
     return 3.0 * encoder

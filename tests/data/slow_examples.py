@@ -21,7 +21,7 @@ Split = list[list[Document]]
 
 WORD = 2**64
 GAMMA = 0x9E3779B97F4A7C15
-DOCUMENT, ORDER, EXAMPLE = 1, 2, 3
+DOCUMENT, ORDER, EXAMPLE, OTHER, SHARDS, WINDOW = 1, 2, 3, 4, 5, 6
 
 
 def shards(split: Split, dtypes: Sequence[type] = (np.uint16,)) -> list[store.Shard]:
@@ -107,17 +107,24 @@ class Chunk:
 
 
 def chunks(split: Split, options: examples.ExampleOptions) -> list[Chunk]:
-    found: list[Chunk] = []
+    return [chunk for shard in shard_chunks(split, options) for chunk in shard]
+
+
+def shard_chunks(split: Split, options: examples.ExampleOptions) -> list[list[Chunk]]:
+    """The chunks of each shard."""
+    shards: list[list[Chunk]] = []
     first = 0
     for shard in split:
         if options.sentence_objective == "none":
-            found += full_sentence_chunks(shard, first, options.max_seq_length - 2)
+            found = full_sentence_chunks(shard, first, options.max_seq_length - 2)
         else:
+            found = []
             for number, document in enumerate(shard, start=first):
                 stream = SplitMix64(key(options.seed, DOCUMENT, number, 0))
                 found += document_chunks(document, number, options, stream)
+        shards.append(found)
         first += len(shard)
-    return found
+    return shards
 
 
 def document_chunks(
@@ -181,13 +188,97 @@ def rows(
 ) -> list[dict[str, Any]]:
     """The numbered examples of a run, one dict a row."""
     all_chunks = chunks(split, options)
+    all_rows = [[number] for number in range(len(all_chunks))]
+    if options.packing:
+        all_rows = packed(all_chunks, split, options)
+    shard_of = [k for k, found in enumerate(shard_chunks(split, options)) for _ in found]
+    counts = [sum(shard_of[row[0]] == k for row in all_rows) for k in range(len(split))]
+    orders: dict[int, list[int]] = {}
     built = []
     for number in numbers:
-        epoch, slot = divmod(number, len(all_chunks))
-        chunk = permuted(slot, len(all_chunks), key(options.seed, ORDER, epoch, 0))
-        stream = SplitMix64(key(options.seed, EXAMPLE, epoch, chunk))
-        built.append(example(all_chunks[chunk], split, vocabulary, options, stream))
+        epoch, slot = divmod(number, len(all_rows))
+        if epoch not in orders:
+            orders[epoch] = epoch_order(epoch, counts, options)
+        row = orders[epoch][slot]
+        pairs = []
+        for chunk in all_rows[row]:
+            stream = SplitMix64(key(options.seed, EXAMPLE, epoch, chunk))
+            other = SplitMix64(key(options.seed, OTHER, chunk, 0)) if options.packing else stream
+            pairs.append(example(all_chunks[chunk], split, vocabulary, options, stream, other))
+        built.append(laid_out(pairs, vocabulary, options))
     return built
+
+
+def epoch_order(epoch: int, counts: Sequence[int], options: examples.ExampleOptions) -> list[int]:
+    """The numbers of all rows as an epoch visits them; `counts` has how many each shard has."""
+    if options.shuffle == "global":
+        of_epoch = key(options.seed, ORDER, epoch, 0)
+        return [permuted(slot, sum(counts), of_epoch) for slot in range(sum(counts))]
+    numbered, number = [], 0
+    for count in counts:
+        numbered.append(list(range(number, number + count)))
+        number += count
+    of_epoch = key(options.seed, SHARDS, epoch, 0)
+    waiting = [numbered[permuted(place, len(counts), of_epoch)] for place in range(len(counts))]
+    visited, window = [], 0
+    while waiting:
+        together = [row for shard in waiting[: options.shuffle_shards] for row in shard]
+        of_window = key(options.seed, WINDOW, epoch, window)
+        visited += [
+            together[permuted(slot, len(together), of_window)] for slot in range(len(together))
+        ]
+        waiting = waiting[options.shuffle_shards :]
+        window += 1
+    return visited
+
+
+def packed(
+    all_chunks: list[Chunk], split: Split, options: examples.ExampleOptions
+) -> list[list[int]]:
+    """The numbers of the chunks of each row: best fit, shard by shard."""
+    L = options.max_seq_length
+    first_documents = np.cumsum([0, *map(len, split)])
+    found: list[list[int]] = []
+    for shard in range(len(split)):
+        room: dict[int, int] = {}  # of each open row, in the order in which they were added to
+        slots: dict[int, int] = {}
+        for number, chunk in enumerate(all_chunks):
+            if not first_documents[shard] <= chunk.document < first_documents[shard + 1]:
+                continue
+            other = SplitMix64(key(options.seed, OTHER, number, 0))
+            a, b, _ = pair(chunk, split, options, SplitMix64(0), other)
+            length = min(len(a) + len(b), L - 3) + 3
+            masks = budget(length, options)
+            latest = {room[row]: row for row in room}  # of those with the same room, the last
+            fitting = [
+                (left, row)
+                for left, row in latest.items()
+                if left >= length and slots[row] >= masks
+            ]
+            row = len(found)
+            if fitting:
+                row = min(fitting)[1]
+            else:
+                found.append([])
+            found[row].append(number)
+            left, slots[row] = (
+                room.pop(row, L) - length,
+                slots.get(row, options.max_predictions_per_seq) - masks,
+            )
+            if left >= 4 and slots[row] > 0 and len(found[row]) < options.max_pairs_per_seq:
+                room[row] = left
+    return found
+
+
+@dataclasses.dataclass
+class Example:
+    """A pair, or full sentences, with its special pieces."""
+
+    ids: list[int]  # masked
+    types: list[int]
+    positions: list[int]
+    targets: list[int]
+    label: int | None
 
 
 def example(
@@ -196,13 +287,15 @@ def example(
     vocabulary: examples.Vocabulary,
     options: examples.ExampleOptions,
     stream: Stream,
-) -> dict[str, Any]:
+    other: Stream | None = None,
+) -> Example:
+    """`other` is where a random other text is drawn from; by default the example's own stream."""
     cls, sep = vocabulary.cls_id, vocabulary.sep_id
     if options.sentence_objective == "none":
         segments = chunk.sentences
         label = None
     else:
-        a, b, label = pair(chunk, split, options, stream)
+        a, b, label = pair(chunk, split, options, stream, other or stream)
         truncate(a, b, options.max_seq_length - 3, stream)
         segments = [a, b]
     ids = [cls]
@@ -212,17 +305,38 @@ def example(
     if label is not None:
         types = [0] * (len(segments[0]) + 2) + [1] * (len(segments[1]) + 1)
     positions, targets = mask(ids, vocabulary, options, stream)
+    return Example(ids, types, positions, targets, label)
+
+
+def laid_out(
+    pairs: list[Example], vocabulary: examples.Vocabulary, options: examples.ExampleOptions
+) -> dict[str, Any]:
+    """A row of a batch: one example, or with packing several."""
     L, P = options.max_seq_length, options.max_predictions_per_seq
+    begins = np.cumsum([0, *(len(each.ids) for each in pairs)]).tolist()
+    positions = [
+        begin + place
+        for begin, each in zip(begins, pairs, strict=False)
+        for place in each.positions
+    ]
     row: dict[str, Any] = {
-        "input_ids": padded(ids, L, vocabulary.pad_id),
-        "token_type_ids": padded(types, L),
-        "attention_mask": padded([1] * len(ids), L),
+        "input_ids": padded(joined([each.ids for each in pairs]), L, vocabulary.pad_id),
+        "token_type_ids": padded(joined([each.types for each in pairs]), L),
+        "attention_mask": padded([1] * begins[-1], L),
         "masked_lm_positions": padded(positions, P),
-        "masked_lm_ids": padded(targets, P),
+        "masked_lm_ids": padded(joined([each.targets for each in pairs]), P),
         "masked_lm_weights": padded([1.0] * len(positions), P),
     }
-    if label is not None:
-        row["sentence_order_labels"] = label
+    labels = [each.label for each in pairs]
+    if options.packing:
+        S = options.max_pairs_per_seq
+        numbers = [[number] * len(each.ids) for number, each in enumerate(pairs, start=1)]
+        row["sentence_order_labels"] = padded(labels, S)
+        row["sentence_order_weights"] = padded([1.0] * len(pairs), S)
+        row["segment_ids"] = padded(joined(numbers), L)
+        row["cls_positions"] = padded(begins[:-1], S)
+    elif labels[0] is not None:
+        row["sentence_order_labels"] = labels[0]
     return row
 
 
@@ -232,20 +346,24 @@ def padded(values: list, length: int, filler: int = 0) -> list:
 
 
 def pair(
-    chunk: Chunk, split: Split, options: examples.ExampleOptions, stream: Stream
+    chunk: Chunk,
+    split: Split,
+    options: examples.ExampleOptions,
+    stream: Stream,
+    other: Stream,
 ) -> tuple[list[int], list[int], int]:
     sentences = chunk.sentences
     tokens = joined(sentences)
     if options.sentence_objective == "nsp":
         a = joined(sentences[: chunk.a_sentences])
         if chunk.random_next:
-            return a, random_other(chunk, len(a), split, stream), 1
+            return a, random_other(chunk, len(a), split, options, other), 1
         return a, joined(sentences[chunk.a_sentences :]), 0
     if len(sentences) > 1:
         cut = 1 + stream.below(len(sentences) - 1)
         a, b = joined(sentences[:cut]), joined(sentences[cut:])
     elif options.single_sentence == "random_next":
-        return tokens, random_other(chunk, len(tokens), split, stream), 1
+        return tokens, random_other(chunk, len(tokens), split, options, other), 1
     else:
         cut = 1 if len(tokens) == 1 else 1 + stream.below(len(tokens) - 1)
         a, b = tokens[:cut], tokens[cut:]
@@ -257,11 +375,17 @@ def joined(sentences: list[Sentence]) -> list[int]:
     return [token for sentence in sentences for token in sentence]
 
 
-def random_other(chunk: Chunk, a_length: int, split: Split, stream: Stream) -> list[int]:
+def random_other(
+    chunk: Chunk, a_length: int, split: Split, options: examples.ExampleOptions, stream: Stream
+) -> list[int]:
     documents = [document for shard in split for document in shard]
+    choice = list(range(len(documents)))
+    if options.shuffle == "shard":
+        of_shard = [number for number, shard in enumerate(split) for _ in shard]
+        choice = [d for d in choice if of_shard[d] == of_shard[chunk.document]]
     other = chunk.document
     while other == chunk.document or not documents[other]:
-        other = stream.below(len(documents))
+        other = choice[stream.below(len(choice))]
     begin = stream.below(len(documents[other]))
     b: list[int] = []
     for sentence in documents[other][begin:]:
@@ -292,6 +416,12 @@ def words_of(
     return segments
 
 
+def budget(length: int, options: examples.ExampleOptions) -> int:
+    """How many pieces of a sequence are masked, at most."""
+    share = round(length * options.masked_lm_prob)
+    return min(options.max_predictions_per_seq, max(1, share))
+
+
 def mask(
     ids: list[int],
     vocabulary: examples.Vocabulary,
@@ -299,8 +429,7 @@ def mask(
     stream: Stream,
 ) -> tuple[list[int], list[int]]:
     """Masks `ids` in place; (positions, what was there)."""
-    share = round(len(ids) * options.masked_lm_prob)
-    budget = min(options.max_predictions_per_seq, max(1, share))
+    most = budget(len(ids), options)
     multiple = math.lcm(*range(1, options.ngram + 1))
     # What follows each word in its segment, itself included, as far as an n-gram may reach.
     reach = [
@@ -310,7 +439,7 @@ def mask(
     ]
     masked: set[int] = set()
     for visit in range(len(reach)):
-        if len(masked) == budget:
+        if len(masked) == most:
             break
         chosen = visit + stream.below(len(reach) - visit)
         reach[visit], reach[chosen] = reach[chosen], reach[visit]
@@ -321,7 +450,7 @@ def mask(
         drawn = stream.below(sum(weights))
         n = next(n for n in range(1, len(words) + 1) if drawn < sum(weights[:n]))
         positions = joined(words[:n])
-        while n > 0 and len(masked) + len(positions) > budget:
+        while n > 0 and len(masked) + len(positions) > most:
             n -= 1
             positions = joined(words[:n])
         if not masked.intersection(positions):

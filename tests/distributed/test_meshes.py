@@ -10,6 +10,7 @@ from albert_jax import config
 from albert_jax.errors import UserError
 from albert_jax.model import pretraining
 from albert_jax.training import objectives, program, sharding
+from tests.data import packed_batches
 
 ROWS, LENGTH, SLOTS, VOCAB = 16, 12, 4, 64
 
@@ -53,11 +54,32 @@ def random_batch(seed: int) -> dict[str, np.ndarray]:
     }
 
 
+def packed_config(mesh: config.MeshConfig, microbatch_size: int = 0) -> config.Config:
+    cfg = small_config(mesh, microbatch_size)
+    return dataclasses.replace(
+        cfg,
+        model=dataclasses.replace(cfg.model, max_position_embeddings=packed_batches.LENGTH),
+        data=config.DataConfig(
+            max_seq_length=packed_batches.LENGTH,
+            max_predictions_per_seq=packed_batches.SLOTS,
+            max_pairs_per_seq=packed_batches.PAIRS,
+            packing=True,
+        ),
+        train=dataclasses.replace(cfg.train, steps=3),
+    )
+
+
 def losses(cfg: config.Config, devices: int) -> np.ndarray:
     run = program.build(cfg, sharding.make_mesh(cfg, jax.devices()[:devices]))
     state, result = run.init(), []
     for number in range(cfg.train.steps):
-        batch = sharding.to_global(random_batch(number), run.batch_sharding, ROWS)
+        made = random_batch(number)
+        if cfg.data.packing:
+            made = packed_batches.batch("sop", ROWS, seed=number)
+        assert {name: array.shape for name, array in made.items()} == {
+            name: array.shape for name, array in run.abstract_batch().items()
+        }
+        batch = sharding.to_global(made, run.batch_sharding, ROWS)
         state = run.train_step(state, batch)
         result.append(float(state.window["loss"]))
     return np.asarray(result)
@@ -78,6 +100,13 @@ def test_losses_on_eight_devices_are_those_of_one(one_device, mesh, microbatch_s
     print(f"mesh {mesh}: max relative difference {worst:.2e}")
     assert worst < 1e-5
     assert one_device[-1] < one_device[0]
+
+
+def test_losses_of_packed_rows_on_eight_devices_are_those_of_one():
+    one = losses(packed_config(config.MeshConfig()), 1)
+    for mesh, microbatch_size in (((4, 1, 2), 0), ((2, 2, 2), 1)):
+        ours = losses(packed_config(config.MeshConfig(*mesh), microbatch_size), 8)
+        np.testing.assert_allclose(ours, one, rtol=1e-5)
 
 
 def test_masters_and_slots_are_split_over_all_that_share_the_batch_and_over_tensor():

@@ -31,6 +31,14 @@ def test_auto_is_the_platforms_kernel_where_it_can_do_the_work(platform, length,
     assert attention.choose(cfg, length, platform) == chosen
 
 
+def test_packed_rows_go_to_a_kernel_that_keeps_pairs_apart():
+    assert attention.choose(XXLARGE, 512, "tpu", packing=True) == "flash"
+    assert attention.choose(XXLARGE, 512, "gpu", packing=True) == "xla"
+    cudnn = dataclasses.replace(XXLARGE, attention="cudnn")
+    with pytest.raises(UserError, match=r"model\.attention=cudnn: does not keep .* data\.packing"):
+        attention.choose(cudnn, 512, "gpu", packing=True)
+
+
 def test_heads_are_counted_on_one_device():
     one_head = dataclasses.replace(XXLARGE, num_attention_heads=64)
     assert attention.choose(one_head, 512, "tpu", shards=32) == "flash"

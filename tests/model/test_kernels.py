@@ -62,6 +62,35 @@ def test_context_and_gradients_are_those_of_attention(name, dtype, num_heads, he
         )
 
 
+@pytest.mark.parametrize("name", KERNELS)
+def test_packed_segments_see_only_themselves(name):
+    """Against each segment alone, in float64 by hand; in rows of 256, in blocks of queries."""
+    shape, draws = (2, 256, 128), jax.random.split(jax.random.key(3), 4)
+    q, k, v, g = (jax.random.normal(key, shape) for key in draws)
+    segments = [[1] * 100 + [2] * 30 + [3] * 126, [1] * 4 + [2] * 200 + [0] * 52]
+    segments_BL = jnp.array(segments)
+    g *= (segments_BL > 0)[..., None].astype(g.dtype)
+    got, gradients = jax.vjp(
+        lambda q, k, v: KERNELS[name](q, k, v, segments_BL, 2, interpret=True, packed=True),
+        q, k, v,
+    )  # fmt: skip
+    found = [np.asarray(x) for x in (got, *gradients(g))]
+    for row, numbers in enumerate(segments):
+        for segment in sorted(set(numbers) - {0}):
+            mine = np.flatnonzero(np.array(numbers) == segment)
+            for head in range(2):
+                at = (row, slice(mine[0], mine[-1] + 1), slice(head * 64, head * 64 + 64))
+                qs, ks, vs, gs = (np.asarray(x, np.float64)[at] for x in (q, k, v, g))
+                exp = np.exp(qs @ ks.T / 8)
+                p = exp / exp.sum(1, keepdims=True)
+                dp = gs @ vs.T
+                ds = p * (dp - (p * dp).sum(1, keepdims=True)) / 8
+                wanted = (p @ vs, ds @ ks, ds.T @ qs, p.T @ gs)
+                for ours, theirs in zip(found, wanted, strict=True):
+                    atol = 1e-5 * np.abs(theirs).max()
+                    np.testing.assert_allclose(ours[at], theirs, rtol=0, atol=atol)
+
+
 def test_queries_worked_on_in_blocks_add_up():
     """Rows of 640 are cut into blocks of 128 queries, whose gradients of k and v are summed."""
     shape, draws = (1, 640, 128), jax.random.split(jax.random.key(2), 4)

@@ -32,6 +32,24 @@ def test_model_flops_per_sequence_are_the_published_ones(size, short, long):
         assert flops / 1e9 == pytest.approx(expected, rel=5e-3)
 
 
+def test_only_places_that_see_each_other_count_as_attention():
+    # Per depth: projections 4 D^2 + 2 D F a place, scores and context 2 * 2 D a pair of places;
+    # heads as of any row; a product is 2 operations a multiplication, three times for a step.
+    model = config.ModelConfig(
+        vocab_size=50,
+        embedding_size=16,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=40,
+    )
+    data = config.DataConfig(max_seq_length=32, max_predictions_per_seq=5)
+    depth = 32 * 2 * (4 * 16 * 16 + 2 * 16 * 40) + 4 * 16 * (10**2 + 12**2 + 8**2)
+    heads = 2 * 5 * 16 * (16 + 50) + 2 * 16 * 16
+    flops = telemetry.model_flops_per_sequence(model, data, attended=10**2 + 12**2 + 8**2)
+    assert flops == 3 * (3 * depth + heads)
+
+
 def test_a_restart_takes_back_later_lines_and_one_that_was_cut_off(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": 1}, {"step": 2}, {"step": 2, "split": "validation"}, {"step": 3}]
