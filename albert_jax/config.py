@@ -34,9 +34,9 @@ ATTENTION = ("auto", "xla", "flash", "splash", "cudnn")
 AUTO = -1  # what a number that may be chosen for the user reads as when it is written `auto`
 OPTIMIZERS = ("lamb", "adamw")
 SINGLE_SENTENCE = ("split", "random_next")
-SHUFFLES = ("global", "shard")
 DATA_FORMATS = ("store", "google_tfrecord")
 MASKS = ("stored", "new")
+SHUFFLES = ("global", "shard")
 TABLE_KINDS = ("classification", "multi_label", "regression")
 ENDS = ("top", "bottom")
 
@@ -453,6 +453,23 @@ class Config:
                 "apart; "
                 "set it to 2, or model.sentence_objective to none."
             )
+        if self.data.format == "google_tfrecord" and self.model.type_vocab_size < 2:
+            raise UserError(
+                f"model.type_vocab_size={self.model.type_vocab_size}, but the examples of "
+                "data.format=google_tfrecord have two segments; set it to 2, or read a store."
+            )
+        if self.data.format == "google_tfrecord":
+            for name in ("packing", "schedule", "weights"):
+                if value := getattr(self.data, name):
+                    raise UserError(
+                        f"data.{name}={value} is for token stores, but data.format=google_tfrecord "
+                        "has examples that are cut already; leave it out."
+                    )
+            if self.data.shuffle != "global":
+                raise UserError(
+                    f"data.shuffle={self.data.shuffle} is for token stores; the examples of "
+                    "data.format=google_tfrecord come in one order of all: set it to global."
+                )
         if self.data.packing and (self.task.name or self.model.sentence_objective == "none"):
             why = (
                 f"task.name={self.task.name}: a fine-tuning's rows are batched by length"
@@ -527,7 +544,7 @@ _SECTIONS: dict[str, type] = {
 # What may differ when a run goes on in the same workdir: where it runs and how often it saves or
 # is looked at, never what it computes. (A store that moved is the same by its fingerprint.)
 CHANGEABLE = frozenset(
-    {"data.path", "data.cache_gib", "data.validation_path", "data.tokenizer"}
+    {"data.path", "data.validation_path", "data.tokenizer", "data.cache_gib"}
     | {"train.microbatch_size", "model.remat", "model.attention"}
     | {"train.max_skipped_batches", "train.stall_minutes"}
     | {f"mesh.{axis}" for axis in ("data", "fsdp", "tensor")}

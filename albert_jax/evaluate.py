@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--data",
         help="another token store of the same tokenizer, or several with commas; of a run on "
-        "Google's examples, files",
+        "Google's examples, other files",
     )
     parser.add_argument("--batch_size", type=int, help="sequences at once; the run's by default")
     parser.add_argument(

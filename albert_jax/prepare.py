@@ -20,6 +20,10 @@ Examples:
     python -m albert_jax.prepare --input=python-docs --output=store --train_tokenizer \\
       --vocab_size=8000
 
+  a look at what was prepared; the same as TFRecords of Google's script (--show --help has more)
+    python -m albert_jax.prepare --show=store
+    python -m albert_jax.prepare --export=google_tfrecord --input=store --output=examples
+
   on many machines, through Apache Beam (launch/prepare_dataflow.sh does all of it on Google Cloud)
     python -m albert_jax.prepare --input='gs://BUCKET/texts/*.txt' --output=gs://BUCKET/store \\
       --tokenizer=spiece.model --runner=DataflowRunner \\
@@ -34,9 +38,6 @@ Examples:
     python -m albert_jax.prepare --input='crawl/*.parquet' --min_characters=200 \\
       --keep=mine:is_german --unique_paragraphs --unique_documents --output=store \\
       --tokenizer=spiece.model
-  a look at what was prepared; the same as TFRecords of Google's script (--show --help has more)
-    python -m albert_jax.prepare --show=store
-    python -m albert_jax.prepare --export=google_tfrecord --input=store --output=examples
 
 In plain text a line is a paragraph of one or more sentences, or it was wrapped at some width; this
 is told apart document by document, and wrapped lines are joined again. The store is complete when

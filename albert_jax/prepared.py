@@ -171,10 +171,11 @@ def _config(file: str | None, overrides: Sequence[str]) -> config.Config:
 
 
 def _opened(cfg: config.Config) -> tuple[config.Config, Any]:
-    """The data of a config, and the config with its vocabulary."""
+    """The config with the data's vocabulary and a pair a row, and the data."""
     data = corpus.open_corpus(cfg.data)
     model = dataclasses.replace(cfg.model, vocab_size=data.vocab_size)
-    return dataclasses.replace(cfg, model=model), data
+    pairs = dataclasses.replace(cfg.data, packing=False, schedule="")
+    return dataclasses.replace(cfg, model=model, data=pairs), data
 
 
 def _count(text: str) -> int:

@@ -1,5 +1,6 @@
 """`prepare --show` and `prepare --export`, as they are typed."""
 
+import json
 import pathlib
 import re
 
@@ -121,3 +122,29 @@ def test_a_store_is_exported_and_looked_at(
     store_format = [override for override in overrides if "format" not in override]
     with pytest.raises(UserError, match=r"set data\.format=google_tfrecord"):
         corpus.open_corpus(config.load_default(store_format).data)
+
+
+def test_a_run_learns_from_exported_examples_and_from_no_others(
+    made: pathlib.Path, tmp_path: pathlib.Path
+):
+    out, workdir = tmp_path / "out", tmp_path / "run"
+    prepare.main(["--export=google_tfrecord", f"--input={made}", f"--output={out}", *SHAPE])
+    train = [
+        f"--config={pathlib.Path(__file__).parent.parent / 'configs' / 'tiny.py'}",
+        f"--workdir={workdir}",
+        *SHAPE,
+        "--config.model.hidden_size=32",
+        "--config.model.intermediate_size=48",
+        "--config.train.steps=6",
+        "--config.optimizer.warmup_steps=2",
+        "--config.log.every_steps=1",
+        "--config.eval.every_steps=0",
+        "--config.data.format=google_tfrecord",
+    ]
+    small_store.run_command("train", *train, f"--config.data.path={out}/train-*")
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "split" not in line] == list(range(1, 7))
+    # The run knows its records by what is in them, and refuses others.
+    other = f"--config.data.path={out}/validation-*"
+    refused = small_store.run_command("train", *train, other, expect=1)
+    assert "data.store_fingerprint" in refused.stderr

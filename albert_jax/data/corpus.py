@@ -1,4 +1,4 @@
-"""What a run reads: a token store, a mixture of several, or Google's examples."""
+"""What a run reads, as its config says: a token store, a mixture of several, Google's examples."""
 
 import dataclasses
 from pathlib import Path
@@ -17,6 +17,17 @@ def open_corpus(data: DataConfig) -> Corpus:
         UserError: it is not what `data.format` says, is not whole, or names stores that do not go
             together.
     """
+    if data.format == google_examples.FORMAT:
+        if (Path(data.path) / store.MANIFEST).exists():
+            raise UserError(
+                f"data.path={data.path} is a token store; set data.format=store to read it."
+            )
+        return google_examples.open_examples(data)
+    if google_examples.are_records(data.path):
+        raise UserError(
+            f"data.path={data.path} are TFRecord files; set data.format={google_examples.FORMAT} "
+            "if Google's script made them."
+        )
     paths = [path.strip() for path in data.path.split(",") if path.strip()]
     if data.weights and (len(paths) < 2 or data.format == google_examples.FORMAT):
         raise UserError(
@@ -46,8 +57,8 @@ def reads_near(data: DataConfig) -> bool:
     return data.shuffle == "shard" and data.cache_gib > 0
 
 
-def parts(data: Corpus) -> tuple[tuple[str, store.Store | google_examples.GoogleExamples], ...]:
-    """Name and text of each part that is evaluated on its own."""
+def parts(data: Corpus) -> tuple[tuple[str, Corpus], ...]:
+    """Name and data of each part that is evaluated on its own."""
     if isinstance(data, mixture.Stores):
         return tuple(zip(data.names, data.stores, strict=True))
     return (("", data),)
@@ -60,8 +71,8 @@ def weights(data: Corpus) -> tuple[float, ...]:
 
 def other(data: DataConfig, path: str) -> DataConfig:
     """What a run is evaluated on that reads `data` but is given another path: the held-out part of
-    a store or several, or all records of files.
+    stores, or all records of files.
     """
-    if (Path(path) / store.MANIFEST).exists() or data.format == "store":
+    if data.format == "store" or (Path(path) / store.MANIFEST).exists():
         return dataclasses.replace(data, format="store", path=path, weights="")
     return dataclasses.replace(data, path=path, validation_path=path)

@@ -115,6 +115,7 @@ _OBJECTIVES = {"sop": 0, "nsp": 1, "none": 2}
 _SOP, _NSP, _NONE = _OBJECTIVES.values()
 _SINGLE_SENTENCE = ("split", "random_next")
 _CONTINUES, _STARTS, _SPECIAL = 0, 1, 2
+_MASKED = ("masked_lm_positions", "masked_lm_ids", "masked_lm_weights")
 _MANY = 1_000_000  # pairs that tell how much padding there is
 _MASKED = ("masked_lm_positions", "masked_lm_ids", "masked_lm_weights")
 _ALIGNMENT_BYTES = 64  # that TensorFlow wants
@@ -359,7 +360,8 @@ class ExampleBuilder:
             self._options.max_pairs_per_seq if self._options.packing else 1,
         )
         packed_B = B if self._options.packing else 0
-        batch = empty_batch(B, L, P) | {
+        batch = {
+            **empty_batch(B, L, P),
             "sentence_order_labels": aligned((B, S), np.int32),
             "sentence_order_weights": aligned((packed_B, S), np.float32),
             "segment_ids": aligned((packed_B, L), np.int32),
@@ -805,30 +807,6 @@ def _build(
 
 
 @_compiled
-def _pair_lengths(corpus: _Corpus, rules: _Rules, shard: int, lengths_C: np.ndarray) -> None:
-    """Writes down how many places each pair of a shard takes, at most L."""
-    sentences = _offsets(corpus.sentences_K[shard], corpus.chunk_end_K[shard] + 1)
-    stream = np.empty(1, np.uint64)
-    for c in range(len(lengths_C)):
-        chunk = corpus.first_chunk[shard] + c
-        begin, end = _bounds(corpus, shard, chunk)
-        text = sentences[end] - sentences[begin]
-        if _has_other(corpus, rules, chunk, end - begin):
-            stream[0] = _key(rules.seed, _OTHER, chunk, 0)
-            _, b_begin, b_end = _random_other(corpus, rules, stream, shard, chunk, text)
-            text += b_end - b_begin
-        lengths_C[c] = min(text, rules.room) + 3
-
-
-@_compiled
-def _has_other(corpus: _Corpus, rules: _Rules, chunk: int, k: int) -> bool:
-    """Whether B comes from another document than the chunk, which has `k` sentences."""
-    if rules.objective == _NSP:
-        return k == corpus.chunk_cut_N[chunk]
-    return k == 1 and rules.random_next
-
-
-@_compiled
 def _mask_rows(
     rules: _Rules,
     ids_BL: np.ndarray,
@@ -869,6 +847,30 @@ def _mask_rows(
             targets_BP[b],
             weights_BP[b],
         )
+
+
+@_compiled
+def _pair_lengths(corpus: _Corpus, rules: _Rules, shard: int, lengths_C: np.ndarray) -> None:
+    """Writes down how many places each pair of a shard takes, at most L."""
+    sentences = _offsets(corpus.sentences_K[shard], corpus.chunk_end_K[shard] + 1)
+    stream = np.empty(1, np.uint64)
+    for c in range(len(lengths_C)):
+        chunk = corpus.first_chunk[shard] + c
+        begin, end = _bounds(corpus, shard, chunk)
+        text = sentences[end] - sentences[begin]
+        if _has_other(corpus, rules, chunk, end - begin):
+            stream[0] = _key(rules.seed, _OTHER, chunk, 0)
+            _, b_begin, b_end = _random_other(corpus, rules, stream, shard, chunk, text)
+            text += b_end - b_begin
+        lengths_C[c] = min(text, rules.room) + 3
+
+
+@_compiled
+def _has_other(corpus: _Corpus, rules: _Rules, chunk: int, k: int) -> bool:
+    """Whether B comes from another document than the chunk, which has `k` sentences."""
+    if rules.objective == _NSP:
+        return k == corpus.chunk_cut_N[chunk]
+    return k == 1 and rules.random_next
 
 
 @_compiled

@@ -215,6 +215,7 @@ class RecordBuilder:
                 else f"data.path={data.path} holds no records for training."
             )
         self._order = order.Order(np.array([0, self.examples_per_epoch]), options.seed)
+        self._options = options
         self._length = data.length
         self._predictions = data.predictions
         self._pad_id = data.spoken.pad_id

@@ -53,7 +53,7 @@ def check_shared(workdir: pathlib.Path, config: Config, hosts: hosts_lib.Hosts) 
     """
     leaders = config_lib.resolve(json.loads(hosts.share("config", config.to_json)))
     # Even what may change from start to start: on two meshes, they would wait for each other.
-    allowed = frozenset({"data.path", "data.cache_gib", "data.validation_path", "data.tokenizer"})
+    allowed = frozenset({"data.path", "data.validation_path", "data.tokenizer", "data.cache_gib"})
     if differing := config_lib.differing_fields(config, leaders, allowed):
         raise UserError(
             f"process {hosts.index} was given another config or store than process 0:\n  "

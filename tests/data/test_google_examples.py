@@ -174,7 +174,11 @@ def test_hosts_and_restarts_see_the_same_batches(released: DataConfig, masks: st
     builder = google_examples.open_examples(released).builder("train", options(), masks)
     whole = [builder.rows(np.arange(12 * step, 12 * step + 12)) for step in range(6)]
     parts = [
-        list(pipeline.training_batches(builder, 2, 6, 12, [(host * 4, host * 4 + 4)]))
+        list(
+            pipeline.training_batches(
+                [pipeline.Stage(builder, 12, [(host * 4, host * 4 + 4)])], 2, 6
+            )
+        )
         for host in range(3)
     ]
     for step, hosts in enumerate(zip(*parts, strict=True), start=2):
