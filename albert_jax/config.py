@@ -483,18 +483,6 @@ class Config:
                 f"data.schedule={self.data.schedule} is for pretraining; task.name="
                 f"{self.task.name} takes its lengths from its rows."
             )
-        if self.data.format == "google_tfrecord" and self.model.type_vocab_size < 2:
-            raise UserError(
-                f"model.type_vocab_size={self.model.type_vocab_size}, but the examples of "
-                "data.format=google_tfrecord have two segments; set it to 2, or read a store."
-            )
-        if self.data.format == "google_tfrecord":
-            for name, usual in (("packing", False), ("shuffle", "global"), ("schedule", "")):
-                if (value := getattr(self.data, name)) != usual:
-                    raise UserError(
-                        f"data.{name}={value} is for token stores; the examples of "
-                        f"data.format=google_tfrecord are made already. Set it to {usual!r}."
-                    )
         _ = self.stages  # a schedule that cannot be followed is refused at once
 
     @property

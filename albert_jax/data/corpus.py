@@ -29,26 +29,14 @@ def open_corpus(data: DataConfig) -> Corpus:
             "if Google's script made them."
         )
     paths = [path.strip() for path in data.path.split(",") if path.strip()]
-    if data.weights and (len(paths) < 2 or data.format == google_examples.FORMAT):
-        raise UserError(
-            f"data.weights={data.weights} is for several stores, but data.path={data.path} names "
-            "no more than one; name them all, with commas between, or leave the weights out."
-        )
-    are_stores = any((Path(path) / store.MANIFEST).exists() for path in paths)
-    if data.format == google_examples.FORMAT:
-        if are_stores:
-            raise UserError(
-                f"data.path={data.path} is a token store; set data.format=store to read it."
-            )
-        return google_examples.open_examples(data)
-    if not are_stores and google_examples.are_records(data.path):
-        raise UserError(
-            f"data.path={data.path} are TFRecord files; set data.format={google_examples.FORMAT} "
-            "if Google's script made them."
-        )
     whole = not reads_near(data)
     if len(paths) > 1:
         return mixture.open_stores(paths, data.weights, whole)
+    if data.weights:
+        raise UserError(
+            f"data.weights={data.weights} is for several stores, but data.path={data.path} names "
+            "one; name them all, with commas between, or leave the weights out."
+        )
     return store.open_store(data.path, whole)
 
 

@@ -117,7 +117,6 @@ _SINGLE_SENTENCE = ("split", "random_next")
 _CONTINUES, _STARTS, _SPECIAL = 0, 1, 2
 _MASKED = ("masked_lm_positions", "masked_lm_ids", "masked_lm_weights")
 _MANY = 1_000_000  # pairs that tell how much padding there is
-_MASKED = ("masked_lm_positions", "masked_lm_ids", "masked_lm_weights")
 _ALIGNMENT_BYTES = 64  # that TensorFlow wants
 
 
