@@ -130,11 +130,10 @@ def test_a_curriculum_is_what_it_says_and_goes_on_over_its_boundaries(store, tmp
     assert {row["masked_words"] for row in validation} == {masked}
     assert {row["examples"] for row in validation} == {whole.examples_per_epoch}
 
-    # As if killed in the first stage, and in the second.
-    for newer in ((8, 10), (10,)):
-        for number in newer:
-            shutil.rmtree(tmp_path / "run" / "checkpoints" / str(number))
-        assert trained(run, data, tmp_path / "run") == rows
+    # As if killed in the first stage: over both boundaries again.
+    for number in (8, 10):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(number))
+    assert trained(run, data, tmp_path / "run") == rows
 
 
 def test_a_batch_of_the_schedule_must_split_over_the_devices(store):
@@ -193,18 +192,19 @@ def test_a_mixture_is_known_by_its_stores_and_weights(store, second, tmp_path):
 
 
 def test_stores_that_do_not_go_together_are_refused_by_name(store, second, tmp_path):
-    (tmp_path / "text.txt").write_text("\n\n".join(["A cat sees the dog."] * 40))
-    prepare(tmp_path, "--train_tokenizer", "--vocab_size=30")
-    other = tmp_path / "store"
+    manifest = json.loads((second / "manifest.json").read_text())
+    for name, part, value in (
+        ("other", "tokenizer", {**manifest["tokenizer"], "sha256": "0123456789abcdef"}),
+        ("cased", "normalization", {**manifest["normalization"], "lower_case": "no"}),
+    ):
+        shutil.copytree(second, tmp_path / name)
+        (tmp_path / name / "manifest.json").write_text(json.dumps({**manifest, part: value}))
+    other, cased = tmp_path / "other", tmp_path / "cased"
     with pytest.raises(UserError) as caught:
         corpus.open_corpus(config.DataConfig(path=f"{store},{other}"))
     assert f"{store} and {other} were prepared with different tokenizers" in str(caught.value)
-    manifest = json.loads((second / "manifest.json").read_text())
-    shutil.copytree(second, tmp_path / "cased")
-    manifest["normalization"]["lower_case"] = not manifest["normalization"]["lower_case"]
-    (tmp_path / "cased" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"different normalisation \(lower_case\)"):
-        corpus.open_corpus(config.DataConfig(path=f"{store},{tmp_path / 'cased'}"))
+        corpus.open_corpus(config.DataConfig(path=f"{store},{cased}"))
     with pytest.raises(UserError, match="twice, or a copy of it"):
         corpus.open_corpus(config.DataConfig(path=f"{store},{store}"))
     with pytest.raises(UserError, match=r"data\.weights=1,2 is for several stores"):
