@@ -95,7 +95,7 @@ def test_a_packed_run_resumes_to_the_bit_and_is_evaluated_unpacked(store, tmp_pa
     [
         (
             {"model": config.ModelConfig(sentence_objective="none")},
-            "data.packing=True does not go with model.sentence_objective=none: its rows are filled",
+            "data.packing=True does not go with model.sentence_objective=none: its rows are full of sentences",
         ),
         (
             {"task": config.TaskConfig(name="mrpc")},
