@@ -9,7 +9,9 @@ r"""Compiles a run's training step for a TPU slice, without one: know before you
 The step is the very one that albert_jax.train runs, compiled by the real TPU compiler for the whole
 slice: its memory, operations and collectives are what they will be; its time is modelled. One
 compilation takes about half a minute. With --save=DIR the compiled step is kept, so
-that a slice that looks there (see albert_jax/training/compilation_cache.py) need not compile.
+that a slice that looks there (see albert_jax/training/compilation_cache.py) need not compile. With
+data.schedule the step of each stage is compiled; --json then has the figures of the one that needs
+the most memory, and those of all as "stages".
 """
 
 import argparse
@@ -21,7 +23,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from albert_jax import cli, config
+from albert_jax import cli, config, curriculum
 from albert_jax.compiling import hlo, topology
 from albert_jax.config import Config
 from albert_jax.errors import UserError
@@ -77,9 +79,43 @@ def main(argv: Sequence[str]) -> int:
         if args.save is None:  # what the compiler is asked to write becomes part of what is kept
             options |= hlo.dump_options(folder)
         if args.sweep:
-            _sweep(cfg, mesh, on, options, folder)
+            hardest = max(cfg.stages, key=lambda stage: stage.max_seq_length)
+            if cfg.data.schedule:
+                _say(_heading(hardest))
+            _sweep(cfg.at(hardest), mesh, on, options, folder)
             return 0
-        return _compile(cfg, mesh, on, options, folder, args)
+        figures: list[dict[str, Any]] = []
+        for stage, steps in curriculum.steps(cfg.stages, cfg.train.steps):
+            if cfg.data.schedule and args.json != "-":
+                print(("\n" if figures else "") + _heading(stage) + f": {steps:,} steps")
+            figures.append(_compile(cfg.at(stage), mesh, on, options, folder, args, steps))
+            if cfg.data.schedule:
+                figures[-1] |= {**dataclasses.asdict(stage), "steps": steps}
+        _write(args.json, figures[0] if len(figures) == 1 else _of_all(figures))
+        if len(figures) > 1 and args.json != "-" and (seconds := _seconds(figures)):
+            print(f"\nall {cfg.train.steps:,} steps: {seconds / 3600:,.1f} hours")
+        return 0 if all(each["fits"] for each in figures) else 1
+
+
+def _heading(stage: curriculum.Stage) -> str:
+    return (
+        f"from step {stage.first_batch:,} on, {stage.global_batch_size} sequences of "
+        f"{stage.max_seq_length}"
+    )
+
+
+def _of_all(figures: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of a schedule: the figures of the stage that needs the most memory, and those of each."""
+    hardest = max(figures, key=lambda each: each["memory_bytes_per_chip"])
+    fits = all(each["fits"] for each in figures)
+    return {**hardest, "fits": fits, "stages": figures, "modelled_run_seconds": _seconds(figures)}
+
+
+def _seconds(figures: list[dict[str, Any]]) -> float | None:
+    """Of all stages' steps; None where one is not known."""
+    if any(each["modelled_step_seconds"] is None for each in figures):
+        return None
+    return sum(each["steps"] * each["modelled_step_seconds"] for each in figures)
 
 
 def _compile(
@@ -89,8 +125,9 @@ def _compile(
     options: dict[str, Any],
     folder: str,
     args: argparse.Namespace,
-) -> int:
-    """Compiles one step and reports on it; returns the command's exit code."""
+    steps: int,
+) -> dict[str, Any]:
+    """Compiles one step, of which the run makes `steps`, and reports on it; returns its figures."""
     from albert_jax.compiling import analysis, report
     from albert_jax.training import compilation_cache, fitting, program
 
@@ -106,18 +143,16 @@ def _compile(
     try:
         fitted = fitting.fit(cfg, mesh, on.chip.hbm_bytes, options, cache, tell)
     except fitting.DoesNotFitError as miss:
-        _write(args.json, report.miss_as_json(cfg, on, miss))
         _explain(cfg, mesh, on, options, miss, missed)
-        return 1
+        return report.miss_as_json(cfg, on, miss)
     if cache is not None:
         _say(cache.account(fitted.run.config, mesh))
     found = analysis.analyse(fitted, on, hlo.dumped(folder))
-    _write(args.json, report.as_json(found))
     if args.json != "-":
         print(program.describe(fitted.run), end="\n\n")
-        print(report.text(found, args.price_per_chip_hour, args.watts_per_chip))
+        print(report.text(found, args.price_per_chip_hour, args.watts_per_chip, steps))
         print(f"\ncompiled in {found.compile_seconds:.0f} s")
-    return 0
+    return report.as_json(found)
 
 
 def _explain(

@@ -22,6 +22,7 @@ from typing import Any
 
 import ml_collections
 
+from albert_jax import curriculum
 from albert_jax.errors import UserError
 
 ACTIVATIONS = ("gelu_new", "gelu", "relu")
@@ -33,6 +34,7 @@ ATTENTION = ("auto", "xla", "flash", "splash", "cudnn")
 AUTO = -1  # what a number that may be chosen for the user reads as when it is written `auto`
 OPTIMIZERS = ("lamb", "adamw")
 SINGLE_SENTENCE = ("split", "random_next")
+SHUFFLES = ("global", "shard")
 TABLE_KINDS = ("classification", "multi_label", "regression")
 ENDS = ("top", "bottom")
 
@@ -125,9 +127,12 @@ class ModelConfig:
 class DataConfig:
     """Which text, and how examples are cut and masked."""
 
-    path: str = ""  # a token store, made by albert_jax.prepare
+    path: str = ""  # a token store, made by albert_jax.prepare; or several with commas, mixed
+    weights: str = ""  # of several stores, their shares of the examples, as 0.7,0.3; empty = equal
     store_fingerprint: str = ""  # filled in at the start: a run stays with the data it began with
-    max_seq_length: int = 512  # pieces, special tokens included
+    schedule: str = ""  # STEP:LENGTH:BATCH[:MASKED] with commas, such as 0:128:4096,90000:512:1024:
+    # from which step on batches are of what length, size and masking rate; empty = all alike
+    max_seq_length: int = 512  # pieces, special tokens included; of validation in any case
     max_predictions_per_seq: int = 77  # 15 % of 512; the released script's default was 20
     masked_lm_prob: float = 0.15
     ngram: int = 3  # longest run of words masked together; p(n) is proportional to 1/n
@@ -137,6 +142,11 @@ class DataConfig:
     packing: bool = False  # several short pairs in a row, which do not see each other; for corpora
     # of short documents: less padding, so fewer steps an epoch. Held-out text is never packed
     max_pairs_per_seq: int = 32  # in a row, with packing
+    shuffle: str = "global"  # an epoch's order: of all examples; shard: of a few shards' at a time,
+    # for a corpus larger than the disk
+    shuffle_shards: int = 8  # that are mixed with each other; `shuffle=shard` only
+    cache_gib: float = 0.0  # of tokens of stores in a bucket that are kept on the local disk, with
+    # shuffle=shard; 0 = all of them
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -150,6 +160,9 @@ class DataConfig:
         _between("data", self, "short_seq_prob", 0.0, 1.0)
         _one_of("data", self, "single_sentence", SINGLE_SENTENCE)
         _at_least("data", self, "max_pairs_per_seq", 1)
+        _one_of("data", self, "shuffle", SHUFFLES)
+        _at_least("data", self, "shuffle_shards", 1)
+        _at_least("data", self, "cache_gib", 0.0)
         _between("data", self, "seed", 0, 2**31 - 1)
 
 
@@ -433,6 +446,37 @@ class Config:
             )
             raise UserError(f"data.packing=True does not go with {why}; set it to False.")
 
+        if self.data.schedule and self.task.name:
+            raise UserError(
+                f"data.schedule={self.data.schedule} is for pretraining; task.name="
+                f"{self.task.name} takes its lengths from its rows."
+            )
+        _ = self.stages  # a schedule that cannot be followed is refused at once
+
+    @property
+    def stages(self) -> tuple[curriculum.Stage, ...]:
+        """Of the training batches; a single one without `data.schedule`."""
+        data = self.data
+        return curriculum.stages(
+            data.schedule,
+            data.max_seq_length,
+            self.train.global_batch_size,
+            data.masked_lm_prob,
+            data.max_predictions_per_seq,
+        )
+
+    def at(self, stage: curriculum.Stage) -> "Config":
+        """The config of a run whose batches are all like those of a stage."""
+        data = dataclasses.replace(
+            self.data,
+            schedule="",
+            max_seq_length=stage.max_seq_length,
+            max_predictions_per_seq=stage.max_predictions_per_seq,
+            masked_lm_prob=stage.masked_lm_prob,
+        )
+        train = dataclasses.replace(self.train, global_batch_size=stage.global_batch_size)
+        return dataclasses.replace(self, data=data, train=train)
+
     def to_json(self) -> str:
         """The config.json of a workdir: sections and fields in order, two spaces deep."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -456,7 +500,7 @@ _SECTIONS: dict[str, type] = {
 # What may differ when a run goes on in the same workdir: where it runs and how often it saves or
 # is looked at, never what it computes. (A store that moved is the same by its fingerprint.)
 CHANGEABLE = frozenset(
-    {"data.path", "train.microbatch_size", "model.remat", "model.attention"}
+    {"data.path", "data.cache_gib", "train.microbatch_size", "model.remat", "model.attention"}
     | {"train.max_skipped_batches", "train.stall_minutes"}
     | {f"mesh.{axis}" for axis in ("data", "fsdp", "tensor")}
     | {f"checkpoint.{field.name}" for field in dataclasses.fields(CheckpointConfig)}
@@ -551,7 +595,9 @@ def recipe_warnings(config: Config) -> list[str]:
     3,125 warm-up steps.
     """
     warnings = []
-    batch, steps = config.train.global_batch_size, config.train.steps
+    first, steps = config.stages[0], config.train.steps
+    batch = first.global_batch_size  # of the steps that the peak of the rate is among
+    named = "data.schedule's first batch" if config.data.schedule else "train.global_batch_size"
     if config.optimizer.warmup_steps >= steps:
         warnings.append(
             f"optimizer.warmup_steps={config.optimizer.warmup_steps} of train.steps={steps}: the "
@@ -564,8 +610,7 @@ def recipe_warnings(config: Config) -> list[str]:
         if not 0.5 <= ratio <= 2.0:
             warnings.append(
                 f"optimizer.learning_rate={config.optimizer.learning_rate:g} is {ratio:.2g} "
-                "times what LAMB's rule "
-                f"gives for train.global_batch_size={batch}; {rate:.3g} fits."
+                f"times what LAMB's rule gives for {named}={batch}; {rate:.3g} fits."
             )
         warmup = max(1, round(min(steps * batch / 163_840, 3_125)))
         given = config.optimizer.warmup_steps
@@ -578,11 +623,22 @@ def recipe_warnings(config: Config) -> list[str]:
             )
     if config.task.name:
         return warnings  # nothing is masked
+    warnings += [
+        f"data.schedule: what holds from step {stage.first_batch} on is never reached in "
+        f"train.steps={steps}."
+        for stage in config.stages
+        if stage.first_batch >= steps
+    ]
+    for share in dict.fromkeys(stage.masked_lm_prob for stage in config.stages):
+        if not 0.1 <= share <= 0.25:
+            named = "a masked share of data.schedule" if config.data.schedule else ""
+            warnings.append(
+                f"{named or 'data.masked_lm_prob'}={share:g} is far from the usual 0.15."
+            )
+    # The slots of all stages are in proportion to these.
     share = config.data.masked_lm_prob
     room = config.data.max_predictions_per_seq / config.data.max_seq_length
     fits = round(0.15 * config.data.max_seq_length)
-    if not 0.1 <= share <= 0.25:
-        warnings.append(f"data.masked_lm_prob={share:g} is far from the usual 0.15.")
     if room < 0.8 * min(share, 0.15):
         warnings.append(
             f"data.max_predictions_per_seq={config.data.max_predictions_per_seq} masks at most "

@@ -6,7 +6,8 @@
 
 Every masked word and every pair counts once and equally, the last part of a batch included. The
 masks are the same for every run of one sequence length (15 %), so figures of different runs
-compare. Of a fine-tuning: the figures of its task, and its predictions anew.
+compare. Of a run on several stores: their figures in the mix's proportion, and those of each. Of a
+fine-tuning: the figures of its task, and its predictions anew.
 """
 
 import argparse
@@ -15,11 +16,13 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from albert_jax import cli, config
-from albert_jax.data import store
+from albert_jax.data import corpus
 from albert_jax.errors import UserError
 from albert_jax.progress import Progress
+from albert_jax.training import run_folder
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,18 +32,28 @@ def main(argv: Sequence[str]) -> int:
         "--workdir", required=True, type=pathlib.Path, help="a run of albert_jax.train"
     )
     parser.add_argument("--step", type=int, help="of the checkpoint; the newest by default")
-    parser.add_argument("--data", help="another token store of the same tokenizer")
+    parser.add_argument(
+        "--data", help="another token store of the same tokenizer, or several with commas"
+    )
     parser.add_argument("--batch_size", type=int, help="sequences at once; the run's by default")
     parser.add_argument(
         "--json", metavar="FILE", help="also write the figures there; - for standard output"
     )
     args = parser.parse_args(argv)
+    with run_folder.opened(args.workdir) as args.workdir:
+        return _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
     cfg = config.read_workdir(args.workdir)
     if cfg.task.name:
         return _evaluate_task(cfg, args)
     if not (args.data or cfg.data.path):
-        raise UserError(f"{args.workdir} has no data of its own; name a token store with --data.")
-    data = store.open_store(args.data or cfg.data.path)
+        raise UserError(
+            f"{run_folder.named(args.workdir)} has no data of its own; name a token store with "
+            "--data."
+        )
+    data = corpus.open_corpus(corpus.other(cfg.data, args.data) if args.data else cfg.data)
 
     from albert_jax.data import pipeline
     from albert_jax.training import inference, pretraining, sharding
@@ -48,14 +61,16 @@ def main(argv: Sequence[str]) -> int:
     run, params, number = inference.load(args.workdir, args.step, args.batch_size)
     pretraining.resolve(run.config, data)
     batch_size = run.config.train.global_batch_size
-    builder = pretraining.example_builder(run.config, data, "validation")
+    held_out = pretraining.HeldOut(run.config, data)
     rows = sharding.local_rows(run.batch_sharding, batch_size)
-    batches = -(-builder.examples_per_epoch // batch_size)
-    with Progress("evaluate", batches, "batch") as progress:
-        metrics = pretraining.evaluate(
-            run, params, progress.over(pipeline.evaluation_batches(builder, batch_size, rows))
-        )
-    metrics = {"step": number, **metrics, "unigram_loss": data.unigram_loss}
+    with Progress("evaluate", held_out.batches, "batch") as progress:
+        batches = pipeline.evaluation_batches(held_out, batch_size, rows)
+        found = held_out.evaluate(run, params, progress.over(batches))
+    metrics: dict[str, Any] = {"step": number, **found.pop("validation")}
+    metrics["unigram_loss"] = data.unigram_loss
+    stores = {split.partition("/")[2]: figures for split, figures in found.items()}
+    if stores:
+        metrics["stores"] = stores
     if args.json == "-":
         print(json.dumps(metrics))
         return 0
@@ -64,7 +79,11 @@ def main(argv: Sequence[str]) -> int:
     print(
         f"step {number}, {metrics['examples']:.0f} held-out examples, "
         f"{metrics['masked_words']:.0f} masked pieces\n"
-        f"{pretraining.summary(metrics, run.config)}\n"
+        f"{pretraining.summary(metrics, run.config)}"
+    )
+    for name, figures in stores.items():
+        print(f"  {name}: {pretraining.summary(figures, run.config)}")
+    print(
         "for comparison: a model that knows only how frequent each piece is has "
         f"{data.unigram_loss:.3f} nats"
     )

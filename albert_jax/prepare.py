@@ -20,6 +20,21 @@ Examples:
     python -m albert_jax.prepare --input=python-docs --output=store --train_tokenizer \\
       --vocab_size=8000
 
+  on many machines, through Apache Beam (launch/prepare_dataflow.sh does all of it on Google Cloud)
+    python -m albert_jax.prepare --input='gs://BUCKET/texts/*.txt' --output=gs://BUCKET/store \
+      --tokenizer=spiece.model --runner=DataflowRunner \
+      --beam_options='--project=P --region=R --temp_location=gs://BUCKET/tmp'
+
+  is a store, here or copied, still what was written?
+    python -m albert_jax.prepare --verify=store
+
+  Wikipedia out of TFDS, or Parquet files, without what repeats
+    python -m albert_jax.prepare --input=tfds:wikipedia/20230601.en --output=store \\
+      --tokenizer=spiece.model
+    python -m albert_jax.prepare --input='crawl/*.parquet' --min_characters=200 \\
+      --keep=mine:is_german --unique_paragraphs --unique_documents --output=store \\
+      --tokenizer=spiece.model
+
 In plain text a line is a paragraph of one or more sentences, or it was wrapped at some width; this
 is told apart document by document, and wrapped lines are joined again. The store is complete when
 it appears under its name; what was stopped or failed goes on with --resume.
@@ -33,7 +48,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from albert_jax import cli
-from albert_jax.data import preparation, store, text, tokenizer
+from albert_jax.data import beam, preparation, quality, sources, store, tokenizer, verify
+from albert_jax.errors import UserError
 
 _DEFAULT_VOCABULARY = 30_000  # pieces
 # The config of a family, and the pieces that its model has.
@@ -45,8 +61,12 @@ _CONFIGS = {
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prepares a store as the command line says and prints what is in it."""
+    """Prepares a store as the command line says and prints what is in it; or verifies one."""
     flags = _flags(argv)
+    if flags.verify:
+        _verify(flags.verify, flags.workers)
+        return
+    cluster = beam.Cluster(flags.runner, tuple(shlex.split(flags.beam_options)))
     began = time.monotonic()
     made = preparation.prepare(
         _inputs(flags.input),
@@ -58,13 +78,18 @@ def main(argv: Sequence[str]) -> None:
             normalization=tokenizer.Normalization(
                 not flags.cased, flags.keep_accents, flags.compatible_with
             ),
-            reading=text.Reading(
+            reading=sources.Reading(
                 flags.document, flags.text_field, flags.language, flags.errors == "skip"
             ),
             file_format=flags.format or "",
             validation_fraction=flags.validation_fraction,
             workers=flags.workers,
             resume=flags.resume,
+            cluster=cluster if flags.runner else None,
+            tfds_data_dir=flags.tfds_data_dir,
+            quality=quality.Quality(
+                flags.min_characters, flags.keep, flags.unique_paragraphs, flags.unique_documents
+            ),
         ),
     )
     print(_summary(made, time.monotonic() - began))
@@ -76,12 +101,13 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--input",
         action="append",
-        required=True,
         metavar="GLOB[,GLOB...]",
-        help="files of UTF-8 text or JSON Lines, plain or .gz, or python-docs; may be repeated",
+        help="files of UTF-8 text, JSON Lines or WikiExtractor's output, plain or packed (.gz, "
+        ".bz2, .xz, .zst); of Parquet; tfds:NAME or tfds:NAME@SPLIT; or python-docs; may be "
+        "repeated",
     )
-    add("--output", required=True, metavar="STORE", help="the folder to make")
-    vocabulary = parser.add_mutually_exclusive_group(required=True)
+    add("--output", metavar="STORE", help="the folder to make")
+    vocabulary = parser.add_mutually_exclusive_group()
     vocabulary.add_argument(
         "--tokenizer",
         metavar="FILE",
@@ -119,14 +145,20 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     )
     add(
         "--format",
-        choices=("text", "jsonl"),
-        help="of all files (default: *.jsonl is JSON Lines, all else is text)",
+        choices=sources.FORMATS,
+        help="of all files (default: by name; *.jsonl is JSON Lines, *.parquet is Parquet, wiki_00 "
+        "is of WikiExtractor, all else is text)",
     )
     add(
         "--text_field",
         default="text",
         metavar="NAME",
-        help="where a JSON object has its text (default: text)",
+        help="where a JSON object, a Parquet file or a TFDS dataset has its text (default: text)",
+    )
+    add(
+        "--tfds_data_dir",
+        metavar="DIR",
+        help="where TFDS has its datasets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)",
     )
     add(
         "--errors",
@@ -137,6 +169,40 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--cased", action="store_true", help="keep capitals; bpe always does")
     add("--keep_accents", action="store_true", help="keep accents; bpe and cased wordpiece do")
+    add(
+        "--min_characters",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out documents of fewer characters",
+    )
+    add(
+        "--keep",
+        default="",
+        metavar="MODULE:FUNCTION",
+        help="keep only the documents for whose text your own Python function returns True: a "
+        "language filter, or any other rule",
+    )
+    add(
+        "--unique_paragraphs",
+        type=int,
+        nargs="?",
+        const=100,
+        default=0,
+        metavar="N",
+        help="leave out paragraphs of at least N characters that repeat an earlier one (default "
+        "of N: 100)",
+    )
+    add(
+        "--unique_documents",
+        type=float,
+        nargs="?",
+        const=0.8,
+        default=0.0,
+        metavar="X",
+        help="leave out documents that share X of their five-word sequences with an earlier one, "
+        "by MinHash (default of X: 0.8)",
+    )
     add(
         "--validation_fraction",
         type=float,
@@ -149,10 +215,36 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
         type=int,
         default=_cores(),
         metavar="N",
-        help="processes; the store does not depend on it (default: the cores)",
+        help="processes on this machine; the store does not depend on it (default: the cores)",
     )
     add("--resume", action="store_true", help="go on with an unfinished store")
+    add(
+        "--runner",
+        choices=beam.RUNNERS,
+        help="write the shards with Apache Beam, on many machines; the store is the same. Input "
+        "and output must be where all of them see it",
+    )
+    add(
+        "--beam_options",
+        default="",
+        metavar="'--NAME=VALUE ...'",
+        help="what the runner gets, such as --project, --region and --temp_location for Dataflow",
+    )
+    add(
+        "--verify",
+        metavar="STORE",
+        help="read a store that is there and check every hash, offset and id; name all that is "
+        "broken. Goes with --workers alone",
+    )
     flags = parser.parse_args(argv)
+    if flags.verify:
+        if flags.input or flags.output or flags.tokenizer or flags.train_tokenizer:
+            parser.error("--verify makes no store; leave out --input, --output and the tokenizer")
+        return flags
+    if not (flags.input and flags.output and (flags.tokenizer or flags.train_tokenizer)):
+        parser.error("needs --input, --output, and --tokenizer or --train_tokenizer (or --verify)")
+    if flags.beam_options and not flags.runner:
+        parser.error("--beam_options goes with --runner")
     if flags.tokenizer and flags.vocab_size:
         parser.error("--vocab_size goes with --train_tokenizer; --tokenizer has its own size")
     if (flags.cased or flags.keep_accents) and str(flags.tokenizer).endswith(".json"):
@@ -160,6 +252,32 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     if flags.compatible_with != "google" and flags.train_tokenizer in ("wordpiece", "bpe"):
         parser.error("--compatible_with is for SentencePiece; others give the same ids anyway")
     return flags
+
+
+def _verify(path: str, workers: int) -> None:
+    """Prints that a store is whole, or fails with all that is broken in it."""
+    began = time.monotonic()
+    report = verify.verify(path, workers)
+    for name in report.strangers:
+        print(f"note: {path}/{name} does not belong to the store.")
+    if report.broken:
+        one = len(report.broken) == 1
+        lines = [f"{path}/{name} {problem}" for name, problem in report.broken.items()]
+        raise UserError(
+            "\n".join(
+                [
+                    f"{path} is broken in {len(lines)} of {report.files} files:",
+                    *lines,
+                    f"Copy {'this file' if one else 'these files'} again from where the store came "
+                    "from, or prepare it again; the others are whole.",
+                ]
+            )
+        )
+    seconds = time.monotonic() - began
+    print(
+        f"{path} is whole: {report.files:,} files, {report.tokens:,} tokens, "
+        f"{report.size / 1e6:,.1f} MB in {seconds:.1f} s ({report.size / seconds / 1e6:,.0f} MB/s)"
+    )
 
 
 def _cores() -> int:

@@ -7,6 +7,13 @@
       --config.optimizer.learning_rate=4.4e-4
   python -m albert_jax.train --config=configs/base.py --workdir=runs/on --init=albert-base-v2 \\
       --config.data.path=stores/mine
+  python -m albert_jax.train --config=configs/base.py --workdir=runs/mixed \\
+      --config.data.path=stores/wiki,stores/law --config.data.weights=0.7,0.3
+  python -m albert_jax.train --config=configs/base.py --workdir=runs/longer \\
+      --config.data.path=stores/mine --config.data.schedule=0:128:4096,90000:512:1024
+
+A store, a run and a model may also be in a bucket: gs://BUCKET/FOLDER (pip install
+'albert-jax[gcs]').
 
 The same command again continues where the run stopped, however it stopped. The workdir gets
 config.json, checkpoints/, metrics.jsonl, tensorboard/ and report/*.png. Every field of a config can
@@ -27,7 +34,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from albert_jax import cli, config
-from albert_jax.data import store
+from albert_jax.data import corpus
 from albert_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,8 +60,9 @@ def main(argv: Sequence[str]) -> int:
     if args.slots and not args.init:
         parser.error("--slots goes with --init")
 
-    from albert_jax.training import hosts  # and JAX: after what needs none
+    from albert_jax.training import cpu_memory, hosts  # and JAX: after what needs none
 
+    cpu_memory.keep_freed()
     with hosts.join(args.coordinator_address, args.num_processes, args.process_id) as processes:
         return _train(args, overrides, processes, started)
 
@@ -70,11 +78,11 @@ def _train(
             f"--profile={args.profile[0]}:{args.profile[1]} ends after "
             f"train.steps={cfg.train.steps}."
         )
-    data = store.open_store(cfg.data.path)
+    data = corpus.open_corpus(cfg.data)
 
     import jax
 
-    from albert_jax.training import loop, pretraining, program, sharding
+    from albert_jax.training import loop, pretraining, program, run_folder, sharding
 
     cfg = pretraining.resolve(cfg, data)
     start = _start(args, cfg, data, processes) if args.init else None
@@ -85,14 +93,16 @@ def _train(
         for warning in config.recipe_warnings(cfg):
             print(f"warning: {warning}", file=sys.stderr)
     course = pretraining.Course(run, data)
-    if processes.leader:
-        print(course.padding())
-    if not loop.train(run, course, args.workdir, processes, args.profile, started, start):
-        return 1
+    if processes.leader and (padding := course.padding()):
+        print(padding)
+    with run_folder.opened(args.workdir) as workdir:
+        if not loop.train(run, course, workdir, processes, args.profile, started, start):
+            return 1
+        place = run_folder.named(workdir)
     if processes.leader:
         print(
-            f"done: checkpoints, metrics.jsonl and report/ are in {args.workdir}\n"
-            f"next: python -m albert_jax.evaluate --workdir={args.workdir}"
+            f"done: checkpoints, metrics.jsonl and report/ are in {place}\n"
+            f"next: python -m albert_jax.evaluate --workdir={place}"
         )
     return 0
 
@@ -100,14 +110,16 @@ def _train(
 def _start(
     args: argparse.Namespace,
     cfg: config.Config,
-    data: store.Store,
+    data: corpus.Corpus,
     processes: "hosts.Hosts",
 ) -> "Callable[[TrainState], TrainState]":
     """What makes of a new state one that starts from the model of --init."""
     from albert_jax.interop import initial, models
+    from albert_jax.training import run_folder
 
-    model = models.read(args.init, slots=args.slots)
-    theirs = models.read_tokenizer(args.init, model)
+    path = run_folder.fetched(args.init)
+    model = models.read(path, slots=args.slots)
+    theirs = models.read_tokenizer(path, model)
     initial.check(model, cfg.model, str(args.init), theirs, data.tokenizer())
 
     def start(state: "TrainState") -> "TrainState":

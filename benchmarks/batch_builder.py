@@ -6,29 +6,37 @@ All figures come from one run on one core: the process is bound to it where the 
 and every thread of tf.data with it. Without a store, 32 M tokens of random text with sentences and
 documents of realistic lengths are made in memory. Each figure is the median of five.
 
-At the end, packing: the same text as documents of one to six sentences, its pairs a second in
+After that, packing: the same text as documents of one to six sentences, its pairs a second in
 packed rows beside those in rows of their own, and how much of the rows is padding.
+
+Last, for each order of the examples, a pipeline in a process of its own over 1 G tokens, which are
+the shards again and again, memory-mapped: how long its first batch takes, and what memory it takes
+besides the store (anonymous memory beyond that of the imports).
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
+import multiprocessing
 import os
 import pathlib
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
 import numpy as np
 
 from albert_jax import cli
-from albert_jax.data import examples, pipeline, store
+from albert_jax.data import examples, order, pipeline, store
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # the tests' reference
 from tests.data import slow_examples
 
 REPEATS = 5
 TOKENS = 32_000_000
+LARGE = 1_000_000_000
 VOCAB_SIZE = 30_000
 SHAPES = ((128, 20), (512, 77))  # length, predictions: 15 %
 
@@ -79,6 +87,70 @@ def main() -> None:
         f"index of all chunks: {sentences / (time.perf_counter() - begin) / 1e6:.0f} M sentences/s"
     )
     packing(shards, vocabulary, options)
+    with tempfile.TemporaryDirectory() as folder:
+        write(shards, pathlib.Path(folder))
+        for shuffle in order.SHUFFLES:
+            for length, predictions in SHAPES:
+                shape = (length, predictions, flags.batch)
+                work = (folder, len(shards), max(1, LARGE // tokens), vocabulary, shuffle, *shape)
+                spawned = multiprocessing.get_context("spawn")
+                with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawned) as process:
+                    chunks, seconds, mib = process.submit(alone, *work).result()
+                print(
+                    f"shuffle={shuffle}, length {length}, {chunks:,} chunks of 1 G tokens: first "
+                    f"batch after {seconds:.2f} s, {mib:.0f} MiB over the store"
+                )
+
+
+def write(shards: list[store.Shard], folder: pathlib.Path) -> None:
+    for number, shard in enumerate(shards):
+        for array in store.ARRAYS:
+            np.save(folder / f"{number}.{array}.npy", getattr(shard, array))
+
+
+def alone(
+    folder: str,
+    count: int,
+    repeats: int,
+    vocabulary: examples.Vocabulary,
+    shuffle: str,
+    length: int,
+    predictions: int,
+    batch: int,
+) -> tuple[int, float, float]:
+    """Chunks of the repeated shards, seconds to the first batch, MiB after 400 of them."""
+    cli.quiet_environment()
+
+    def mapped(number: int, array: str) -> np.ndarray:
+        return np.load(f"{folder}/{number}.{array}.npy", mmap_mode="r", allow_pickle=False)
+
+    shards = [
+        store.Shard(*(mapped(number, array) for array in store.ARRAYS)) for number in range(count)
+    ]
+    options = examples.ExampleOptions(
+        length, predictions, 0.15, 3, 0.0, 0, "sop", "split", shuffle=shuffle
+    )
+    # Imports and compiled code, which a process has once, whatever it reads.
+    warm = examples.ExampleBuilder(shards[:1], vocabulary, options)
+    next(pipeline.training_batches([pipeline.Stage(warm, batch, [(0, batch)])], 0, 1))
+    before = anonymous_mib()
+    begin = time.perf_counter()
+    builder = examples.ExampleBuilder(shards * repeats, vocabulary, options)
+    stream = pipeline.training_batches([pipeline.Stage(builder, batch, [(0, batch)])], 0, 10**9)
+    next(stream)
+    seconds = time.perf_counter() - begin
+    for _ in range(400):
+        next(stream)
+    used = anonymous_mib() - before
+    stream.close()
+    return builder.examples_per_epoch, seconds, used
+
+
+def anonymous_mib() -> float:
+    """Memory of this process that is not pages of files; 0 where the system does not say."""
+    status = pathlib.Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
 
 def packing(
@@ -160,7 +232,8 @@ def builder_rate(builder: examples.ExampleBuilder, batch: int) -> float:
 
 
 def pipeline_rate(builder: examples.ExampleBuilder, batch: int) -> float:
-    stream = pipeline.training_batches(builder, 0, 10**9, batch, [(0, batch)])
+    stage = pipeline.Stage(builder, batch, [(0, batch)])
+    stream = pipeline.training_batches([stage], 0, 10**9)
     next(stream)
 
     def work() -> int:

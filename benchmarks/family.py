@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--input", required=True, metavar="GLOB", help="text, a document a file")
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder of the runs")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--teacher_steps", type=int, default=1200)
+    parser.add_argument("--teacher_steps", type=int, default=1500)
     parser.add_argument("--vocab_size", type=int, default=4000)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--length", type=int, default=64)
@@ -69,7 +69,12 @@ def main() -> None:
             )
     for name in FAMILIES:
         train(name, folder / name, args, {"train.steps": args.steps})
-    deep = {"model.num_hidden_layers": 4, "model.num_hidden_groups": 4}
+    # At the rate of the others four layers stay at the unigram level, and have nothing to teach.
+    deep = {
+        "model.num_hidden_layers": 4,
+        "model.num_hidden_groups": 4,
+        "optimizer.learning_rate": 1e-3,
+    }
     train("BERT", folder / "teacher", args, {"train.steps": args.teacher_steps, **deep})
     taught = {"train.steps": args.steps, "distillation.teacher": folder / "teacher"}
     for name, started in TAUGHT.items():

@@ -26,7 +26,7 @@ from albert_jax import config as config_lib
 from albert_jax.interop import initial
 from albert_jax.tasks import course as course_lib
 from albert_jax.tasks import finetuning
-from albert_jax.training import program, sharding
+from albert_jax.training import cpu_memory, program, sharding
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 BATCH = 32
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--steps", type=int, default=24, help="of each, in three parts")
     args = parser.parse_args()
+    cpu_memory.keep_freed()  # as the command does; PyTorch has the good of it too
     jax.config.update("jax_platforms", "cpu")
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
@@ -56,12 +57,13 @@ def main() -> None:
         "model.hidden_dropout_prob=0.1",
         "model.attention_probs_dropout_prob=0.1",
         "mesh.data=1",
+        "model.remat=none",  # what auto, the config's, comes to here
     ]
     cfg, _ = finetuning.adapted(config_lib.load(f"{CONFIGS / 'glue.py'}:mrpc", overrides), start)
     task = course_lib.read(cfg, start.tokenizer)
     cfg = course_lib.resolve(cfg, task, start.tokenizer)
     run = program.build(cfg, sharding.make_mesh(cfg, jax.devices()[:1]))
-    rows = course_lib.Course(run, task, start.tokenizer).examples
+    rows = course_lib.Course(run, task, start.tokenizer).examples(run.config.stages[0])
     state: Any = initial.started(run.init(), start.model, slots=False)
 
     compile_seconds, seen = 0.0, set()

@@ -32,6 +32,7 @@ def finetuned(
     """
     c = config.default_config()
     c.task.name = task
+    c.model.remat = "auto"  # short rows: mostly nothing has to be computed twice
     c.data.max_seq_length = length
     c.data.max_predictions_per_seq = 1  # nothing is masked
     c.model.hidden_dropout_prob = dropout

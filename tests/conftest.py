@@ -1,7 +1,12 @@
-"""Strict JAX on eight pretend CPU devices, and where the shared data lies."""
+"""Strict JAX on eight pretend CPU devices, one cache of compiled programs, the longest files first,
+and where the shared data lies.
+"""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
 # Before anything imports jax: tests run on the CPU wherever they run, and may run side by side.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -9,6 +14,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# What one test compiles is loaded by all others, by both workers and by the commands that they
+# start: the same program in several processes is most of what this suite would wait for. A folder
+# that is named outside is kept for the next session.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="albert_jax_compiled_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
 
 import jax
 import pytest
@@ -16,6 +30,21 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Each takes a minute or more; begun last, one would keep a single worker busy at the end.
+LONGEST = (
+    "distributed/test_processes.py",
+    "tasks/test_finetuning.py",
+    "training/test_loop.py",
+    "compiling/test_train_step.py",
+    "test_compile.py",
+    "test_prepare.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; else as they were."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,10 @@ from albert_jax.training.fitting import DoesNotFitError
 
 
 def text(
-    found: Analysis, price_per_chip_hour: float | None = None, watts_per_chip: float | None = None
+    found: Analysis,
+    price_per_chip_hour: float | None = None,
+    watts_per_chip: float | None = None,
+    steps: int | None = None,
 ) -> str:
     """The whole report.
 
@@ -23,14 +26,16 @@ def text(
         found: what was found out.
         price_per_chip_hour: in the user's currency.
         watts_per_chip: at work.
+        steps: that the run makes of these; all of them by default.
     """
+    steps = steps or found.config.train.steps
     parts = [_memory(found), _flops(found)]
     if found.unreadable:
         parts.append(
             "the compiler gave no text to count collectives and cycles in: " + found.unreadable
         )
     else:
-        parts += [_collectives(found), _time(found, price_per_chip_hour, watts_per_chip)]
+        parts += [_collectives(found), _time(found, steps, price_per_chip_hour, watts_per_chip)]
     return "\n\n".join(parts)
 
 
@@ -224,11 +229,14 @@ def _collectives(found: Analysis) -> str:
     return table(rows)
 
 
-def _time(found: Analysis, price_per_chip_hour: float | None, watts_per_chip: float | None) -> str:
+def _time(
+    found: Analysis, steps: int, price_per_chip_hour: float | None, watts_per_chip: float | None
+) -> str:
     estimate, chip = found.estimate, found.on.chip
     assert estimate is not None, "there is an estimate wherever there is text"
-    batch, steps = found.config.train.global_batch_size, found.config.train.steps
-    examples = batch / estimate.step
+    examples = found.config.train.global_batch_size / estimate.step
+    whole_run = steps == found.config.train.steps
+    named = f"train.steps={steps:,}" if whole_run else f"{steps:,} such steps"
     chip_hours = steps * estimate.step * found.chips / 3600
     parts = (
         ("compiler's cycles", estimate.compute, f"at {chip.clock / 1e9:g} GHz"),
@@ -256,8 +264,7 @@ def _time(found: Analysis, price_per_chip_hour: float | None, watts_per_chip: fl
         "modelled step (an estimate, never measured)",
         *(f"  {name:<30}{1e3 * seconds:9.1f} ms  {note}".rstrip() for name, seconds, note in parts),
         "  assumed: nothing overlaps; the input pipeline keeps up; no checkpoints or evaluation",
-        f"train.steps={steps:,}: {steps * estimate.step / 3600:,.1f} hours, "
-        f"{chip_hours:,.0f} chip-hours",
+        f"{named}: {steps * estimate.step / 3600:,.1f} hours, {chip_hours:,.0f} chip-hours",
     ]
     if price_per_chip_hour is not None:
         cost = chip_hours * price_per_chip_hour

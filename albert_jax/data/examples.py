@@ -5,7 +5,7 @@ In:  the shards of a split (`store.Shard`, memory-mapped and read in place), wha
 Out: batches as NumPy arrays, ready for the device.
 
 Promise: example i of a run is a pure function of (shards, options, i). With N chunks in the split,
-epoch = i div N and slot = i mod N; a permutation keyed by (seed, epoch) maps slots to chunks, so an
+epoch = i div N and slot = i mod N; permutations keyed by (seed, epoch) map slots to chunks, so an
 epoch visits every chunk once; a generator keyed by (seed, epoch, chunk) makes the example's
 choices. There is no state to save, and nothing depends on batch size, hosts or threads.
 With `packing` the same holds of rows, which hold several chunks: N is then their number.
@@ -20,10 +20,19 @@ counter-based generator, unsigned 64-bit arithmetic throughout:
     below(n)                 = ((draw >> 32) * n) >> 32, in [0, n); takes one draw.
 Purposes: DOCUMENT (a document's chunks; a = its number in the split, b = 0), ORDER (an epoch's
 permutation; a = epoch, b = 0), EXAMPLE (a = epoch, b = the chunk's number in the split), OTHER (a
-= the chunk's number, b = 0; with packing only).
+= the chunk's number, b = 0; with packing only), SHARDS (an epoch's permutation of shards; a =
+epoch, b = 0), WINDOW (a window's permutation; a = epoch, b = the window's number), MIX (see
+`mixture`).
 
-Permutation. A Feistel network on pairs with cycle walking (Black and Rogaway 2002, "Ciphers with
-Arbitrary Finite Domains", sections 3 and 4): with w = ceil(sqrt(N)), x is the pair
+Order. `global`: the chunk at a slot is what ORDER's permutation of the N chunks has there.
+`shard`, for a corpus that is larger than the disk: the K shards in the order of SHARDS' permutation
+are cut into windows of `shuffle_shards`, the last of what is left; a window's slots are as many as
+its chunks, and the chunk at its slot t is number u of its chunks, laid one shard behind the other
+in that order, where WINDOW's permutation of them has u at t. So a few shards are read at a time,
+all of each once an epoch.
+
+Permutation of N things. A Feistel network on pairs with cycle walking (Black and Rogaway 2002,
+"Ciphers with Arbitrary Finite Domains", sections 3 and 4): with w = ceil(sqrt(N)), x is the pair
 (left, right) = (x div w, x mod w). Rounds r = 0..7 in turn: left += F(r, right) mod w when r is
 even, right += F(r, left) mod w when it is odd; F(r, v) is below(w) computed from
 mix((key + (r + 1) * GAMMA) ^ v) as the draw. All rounds are repeated until x < N.
@@ -47,11 +56,12 @@ Example: the draws of its stream, in this order.
        "random_next", below(2) is then the label, and at 1 A and B change places.
        `nsp`: the chunk knows A; where it is marked "random next", B is a random other text and the
        label 1, else B is the rest of the chunk and the label 0.
-    2. Random other text: below(documents in the split), drawn again until it is another document
-       that is not empty; begin at sentence below(sentences in it) and gather until
-       target - len(A) tokens are reached (one sentence at least) or the document ends. With packing
-       these draws are taken from the chunk's stream OTHER: the same text in every epoch, so that
-       the length of every pair is known before rows are put together.
+    2. Random other text: document below(documents in the split), or with `shard` that of the
+       chunk's own shard, below(documents in it); drawn again until it is another document that is
+       not empty; begin at sentence below(sentences in it) and gather until target - len(A) tokens
+       are reached (one sentence at least) or the document ends. With packing these draws are taken
+       from the chunk's stream OTHER: the same text in every epoch, so that the length of every pair
+       is known before rows are put together.
     3. While A and B hold more than room tokens: the longer (B when equal) loses its first token
        where below(2) = 0, else its last.
     4. Masks, never of [CLS] and [SEP]. A word is a piece with `starts_word`, or the first of a
@@ -84,28 +94,29 @@ Shapes: B examples, L sequence length, P masked slots, V vocabulary, N chunks, K
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numba
 import numpy as np
 from numba import extending
 
-from albert_jax.data import compilation, packing, store
+from albert_jax.data import compilation, nearby, packing, store
+from albert_jax.data import order as order_lib
 from albert_jax.errors import UserError
 
 if TYPE_CHECKING:
     from albert_jax.data import tokenizer as tokenizer_lib
 
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_DOCUMENT, _ORDER, _EXAMPLE, _OTHER = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
+_GAMMA, _DOCUMENT = order_lib.GAMMA, order_lib.DOCUMENT
+_EXAMPLE, _OTHER = order_lib.EXAMPLE, order_lib.OTHER
+_mix, _key, _scaled = order_lib.mix, order_lib.key, order_lib.scaled
 _OBJECTIVES = {"sop": 0, "nsp": 1, "none": 2}
 _SOP, _NSP, _NONE = _OBJECTIVES.values()
 _SINGLE_SENTENCE = ("split", "random_next")
-_ROUNDS = 8
 _CONTINUES, _STARTS, _SPECIAL = 0, 1, 2
 _MANY = 1_000_000  # pairs that tell how much padding there is
-_ALIGNMENT_BYTES = 64  # TensorFlow takes over an array without a copy only from such an address
+_ALIGNMENT_BYTES = 64  # that TensorFlow wants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +170,8 @@ class ExampleOptions:
     whole_word_masking: bool = True  # else every piece is masked on its own
     packing: bool = False  # several pairs in a row; not `none`, whose rows are full anyway
     max_pairs_per_seq: int = 32  # in a row, with packing
+    shuffle: str = "global"  # an epoch's order of chunks: of all, or "shard"
+    shuffle_shards: int = 8  # whose chunks are mixed with each other; "shard" only
 
     def __post_init__(self) -> None:
         """Raises UserError for what the builder cannot make: its compiled code checks nothing."""
@@ -173,6 +186,8 @@ class ExampleOptions:
             ("single_sentence", self.single_sentence in _SINGLE_SENTENCE, "split or random_next"),
             ("packing", not self.packing or self.sentence_objective != "none", "False with none"),
             ("max_pairs_per_seq", self.max_pairs_per_seq >= 1, "1 or more"),
+            ("shuffle", self.shuffle in order_lib.SHUFFLES, "global or shard"),
+            ("shuffle_shards", self.shuffle_shards >= 1, "1 or more"),
         )
         for name, fits, wanted in rules:
             if not fits:
@@ -215,6 +230,8 @@ class ExampleBuilder:
         shards: the split's shards, in order; their arrays are read in place at every call.
         vocabulary: of the tokenizer that made the shards.
         options: see `ExampleOptions`.
+        tokens: where the shards' tokens come from, with `shuffle="shard"`; the shards' own arrays
+            then only say how many there are. None: from the shards.
 
     Attributes:
         examples_per_epoch: N, the number of chunks in the split; with packing, of rows.
@@ -225,8 +242,13 @@ class ExampleBuilder:
     """
 
     def __init__(
-        self, shards: Sequence[store.Shard], vocabulary: Vocabulary, options: ExampleOptions
+        self,
+        shards: Sequence[store.Shard],
+        vocabulary: Vocabulary,
+        options: ExampleOptions,
+        tokens: nearby.NearShards | None = None,
     ) -> None:
+        self._tokens = tokens
         self._shards = [_contiguous(number, shard) for number, shard in enumerate(shards)]
         self._vocabulary = vocabulary
         self._options = options
@@ -241,17 +263,26 @@ class ExampleBuilder:
         needs_other = options.sentence_objective == "nsp" or (
             options.sentence_objective == "sop" and options.single_sentence == "random_next"
         )
-        with_text = sum(np.count_nonzero(np.diff(shard.documents)) for shard in self._shards)
-        if needs_other and with_text < 2:
+        with_text_K = [int(np.count_nonzero(np.diff(shard.documents))) for shard in self._shards]
+        if needs_other and sum(with_text_K) < 2:
             raise UserError(
                 "the split holds one document, but a second segment has to come from another one. "
                 "Use sentence_objective=sop with single_sentence=split, or a store of more "
                 "documents."
             )
+        by_shard = options.shuffle == "shard"
+        if needs_other and by_shard and 1 in with_text_K:
+            raise UserError(
+                f"shard {with_text_K.index(1)} holds one document, but with shuffle=shard a second "
+                "segment has to come from another document of the shard. Use shuffle=global, or "
+                "sentence_objective=sop with single_sentence=split."
+            )
         self._packing: Packing | None = None
         if options.packing:
             self._corpus, self._packing = self._packed()
             self.examples_per_epoch = self._packing.rows
+        window = options.shuffle_shards if by_shard else 0
+        self._order = order_lib.Order(self._corpus.first_row, options.seed, window)
 
     def packing(self) -> Packing:
         """What packing makes of the split, or would make of it. Not of `none`.
@@ -328,20 +359,28 @@ class ExampleBuilder:
         )
         packed_B = B if self._options.packing else 0
         batch = {
-            "input_ids": _aligned((B, L), np.int32),
-            "token_type_ids": _aligned((B, L), np.int32),
-            "attention_mask": _aligned((B, L), np.int32),
-            "masked_lm_positions": _aligned((B, P), np.int32),
-            "masked_lm_ids": _aligned((B, P), np.int32),
-            "masked_lm_weights": _aligned((B, P), np.float32),
-            "sentence_order_labels": _aligned((B, S), np.int32),
-            "sentence_order_weights": _aligned((packed_B, S), np.float32),
-            "segment_ids": _aligned((packed_B, L), np.int32),
-            "cls_positions": _aligned((packed_B, S), np.int32),
+            "input_ids": aligned((B, L), np.int32),
+            "token_type_ids": aligned((B, L), np.int32),
+            "attention_mask": aligned((B, L), np.int32),
+            "masked_lm_positions": aligned((B, P), np.int32),
+            "masked_lm_ids": aligned((B, P), np.int32),
+            "masked_lm_weights": aligned((B, P), np.float32),
+            "sentence_order_labels": aligned((B, S), np.int32),
+            "sentence_order_weights": aligned((packed_B, S), np.float32),
+            "segment_ids": aligned((packed_B, L), np.int32),
+            "cls_positions": aligned((packed_B, S), np.int32),
         }
         examples_B = np.ascontiguousarray(examples_B, dtype=np.int64)
-        if not _build(self._corpus, self._rules, examples_B, _Batch(*batch.values())):
-            raise self._unknown_token()
+        epochs_B, rows_B = self._order.places(examples_B)
+        corpus, held = self._corpus, {}
+        if self._tokens:
+            held = self._tokens.held(*self._order.shards(examples_B))
+            tokens_K = corpus.tokens_K.copy()
+            for shard, tokens in held.items():
+                tokens_K[shard] = tokens.ctypes.data
+            corpus = corpus._replace(tokens_K=tokens_K)
+        if not _build(corpus, self._rules, epochs_B, rows_B, _Batch(*batch.values())):
+            raise self._unknown_token(held)
         if self._options.packing:
             return batch
         for name in ("sentence_order_weights", "segment_ids", "cls_positions"):
@@ -351,11 +390,12 @@ class ExampleBuilder:
             batch["sentence_order_labels"] = labels_B1.reshape(B)
         return batch
 
-    def _unknown_token(self) -> UserError:
+    def _unknown_token(self, held: Mapping[int, np.ndarray]) -> UserError:
         for number, shard in enumerate(self._shards):
-            unknown = np.flatnonzero(shard.tokens >= self._vocabulary.vocab_size)
+            tokens = held.get(number, shard.tokens)
+            unknown = np.flatnonzero(tokens >= self._vocabulary.vocab_size)
             if len(unknown):
-                where, token = int(unknown[0]), int(shard.tokens[unknown[0]])
+                where, token = int(unknown[0]), int(tokens[unknown[0]])
                 return UserError(
                     f"shard {number}, token {where} is {token}, but the tokenizer has only "
                     f"{self._vocabulary.vocab_size} pieces: the store was made with another "
@@ -387,6 +427,7 @@ class _Rules(NamedTuple):
 
     objective: int
     random_next: bool
+    by_shard: bool  # a random other text is one of the same shard
     room: int  # tokens of text in a sequence
     seed: np.uint64
     short_below: int  # of 2**32
@@ -434,7 +475,10 @@ def _contiguous(number: int, shard: store.Shard) -> store.Shard:
                 f"{rule}: the store is damaged. Prepare it again."
             )
     return store.Shard(
-        tokens=np.ascontiguousarray(shard.tokens),
+        # What stands for tokens that are elsewhere has no strides, and takes no memory.
+        tokens=shard.tokens
+        if not any(shard.tokens.strides)
+        else np.ascontiguousarray(shard.tokens),
         sentences=np.ascontiguousarray(shard.sentences, dtype=np.int64),
         documents=np.ascontiguousarray(shard.documents, dtype=np.int64),
     )
@@ -458,6 +502,7 @@ def _make_rules(vocabulary: Vocabulary, options: ExampleOptions) -> _Rules:
     return _Rules(
         objective=_OBJECTIVES[options.sentence_objective],
         random_next=options.single_sentence == "random_next",
+        by_shard=options.shuffle == "shard",
         room=L - (2 if options.sentence_objective == "none" else 3),
         seed=np.uint64(options.seed),
         short_below=round(options.short_seq_prob * 2**32),
@@ -522,7 +567,8 @@ def _index(shards: Sequence[store.Shard], rules: _Rules) -> _Corpus:
     )
 
 
-def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array, not filled, at an address from which TensorFlow takes it over without a copy."""
     count = math.prod(shape)
     memory = np.empty(count * np.dtype(dtype).itemsize + _ALIGNMENT_BYTES, np.uint8)
     begin = -memory.ctypes.data % _ALIGNMENT_BYTES
@@ -554,45 +600,10 @@ def _offsets(address: int, length: int) -> np.ndarray:
 
 
 @_compiled
-def _mix(z: np.uint64) -> np.uint64:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-@_compiled
-def _key(seed: np.uint64, purpose: np.uint64, a: int, b: int) -> np.uint64:
-    return _mix(_mix(_mix(_mix(seed) ^ purpose) ^ np.uint64(a)) ^ np.uint64(b))
-
-
-@_compiled
-def _scaled(draw: np.uint64, n: int) -> np.int64:
-    return np.int64(((draw >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32))
-
-
-@_compiled
 def _below(stream: np.ndarray, n: int) -> np.int64:
     """Takes a draw from `stream`, uint64 [1]."""
     stream[0] += _GAMMA
     return _scaled(_mix(stream[0]), n)
-
-
-@_compiled
-def _permuted(slot: int, size: int, key: np.uint64) -> int:
-    width = math.ceil(math.sqrt(size))
-    left, right = slot // width, slot % width
-    while True:
-        round_key = key
-        for r in range(_ROUNDS):
-            round_key += _GAMMA
-            if r % 2 == 0:
-                left += _scaled(_mix(round_key ^ np.uint64(right)), width)
-                left -= width if left >= width else 0
-            else:
-                right += _scaled(_mix(round_key ^ np.uint64(left)), width)
-                right -= width if right >= width else 0
-        if left * width + right < size:
-            return left * width + right
 
 
 @_compiled
@@ -677,10 +688,11 @@ def _index_full(
 
 
 @_compiled
-def _build(corpus: _Corpus, rules: _Rules, examples_B: np.ndarray, batch: _Batch) -> bool:
+def _build(
+    corpus: _Corpus, rules: _Rules, epochs_B: np.ndarray, rows_B: np.ndarray, batch: _Batch
+) -> bool:
     """Fills the batch; False where a token is not in the vocabulary."""
     B, L = batch.ids_BL.shape
-    size = corpus.first_row[-1]
     stream = np.empty(1, np.uint64)
     slots = np.empty((2, L + 2), np.int32)
     order = np.empty(L + 1, np.int32)
@@ -696,10 +708,8 @@ def _build(corpus: _Corpus, rules: _Rules, examples_B: np.ndarray, batch: _Batch
             batch.segments_BL[b] = 0
             batch.begins_BS[b] = 0
         at, made = 0, 0  # places filled, pieces masked
-        epoch, shard, row, pairs = 0, 0, 0, 0
-        if examples_B[b] >= 0:
-            epoch, slot = examples_B[b] // size, examples_B[b] % size
-            row = _permuted(slot, size, _key(rules.seed, _ORDER, epoch, 0))
+        row, shard, pairs = rows_B[b], 0, 0
+        if row >= 0:
             shard = np.searchsorted(corpus.first_row, row, side="right") - 1
             pairs = corpus.row_begin_R[row + 1] - corpus.row_begin_R[row] if rules.packing else 1
         for s in range(pairs):
@@ -707,7 +717,7 @@ def _build(corpus: _Corpus, rules: _Rules, examples_B: np.ndarray, batch: _Batch
             if rules.packing:
                 inside = np.int64(corpus.row_chunk_N[corpus.row_begin_R[row] + s])
                 chunk = corpus.first_chunk[shard] + inside
-            stream[0] = _key(rules.seed, _EXAMPLE, epoch, chunk)
+            stream[0] = _key(rules.seed, _EXAMPLE, epochs_B[b], chunk)
             free_L, first_b = ids_L[at:], L
             if rules.objective == _NONE:
                 length = _lay_full(corpus, rules, shard, chunk, free_L)
@@ -858,12 +868,18 @@ def _bounds(corpus: _Corpus, shard: int, chunk: int) -> tuple[int, int]:
 def _random_other(
     corpus: _Corpus, rules: _Rules, stream: np.ndarray, shard: int, chunk: int, a_length: int
 ) -> tuple[int, int, int]:
-    """Text from another document than the chunk's: (shard, first token, past the last token)."""
+    """Text from another document than the chunk's, which is in `shard`: (its shard, first token,
+    past the last token).
+    """
     own = corpus.first_document[shard] + np.int64(corpus.chunk_document_N[chunk])
     mine = np.empty(1, np.uint64)
     wanted = _begin_document(mine, rules, own) - a_length
+    first_other, others = np.int64(0), corpus.first_document[-1]
+    if rules.by_shard:
+        first_other = corpus.first_document[shard]
+        others = corpus.first_document[shard + 1] - first_other
     while True:
-        other = _below(stream, corpus.first_document[-1])
+        other = first_other + _below(stream, others)
         # Shards without documents share their number with the next one: take the last of them.
         shard = np.searchsorted(corpus.first_document, other, side="right") - 1
         d = other - corpus.first_document[shard]

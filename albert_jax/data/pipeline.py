@@ -1,58 +1,87 @@
 """Batches through tf.data: a range of steps, a map that builds, a prefetch that keeps ahead.
 
-In:  an `examples.ExampleBuilder`, which steps (or the whole split once), the batch size over all
-     hosts, and which rows of each batch this host needs.
-Out: a generator of batches as `ExampleBuilder.rows` makes them; the arrays are read-only, not
-     copied.
+In:  a `Builder`, which steps (or the whole split once), the batch size over all hosts, and which
+     rows of each batch this host needs; for training, by stages of a curriculum.
+Out: a generator of batches as `Builder.rows` makes them; the arrays are read-only, not copied.
 
-Promise: batch b holds examples [b * batch_size, (b + 1) * batch_size) of the run, and step s takes
-batch s (where batches are skipped, the s-th of the others), whatever the hosts and the step it was
-begun at. Closing the generator early ends its threads, and what the builder
-raises comes out as it is. TensorFlow is imported when the first batch is asked for, and kept off
-accelerators.
+Promise: the examples of a run are taken one batch behind the other, so that in a run of one batch
+size batch b holds examples [b * batch_size, (b + 1) * batch_size), and step s takes batch s (where
+batches are skipped, the s-th of the others), whatever the hosts and the step it was begun at.
+Closing the generator early ends its threads, and what the builder raises comes out as it is.
+TensorFlow is imported when the first batch is asked for, and kept off accelerators.
 """
 
 import atexit
+import bisect
 import contextlib
+import dataclasses
 import os
 import weakref
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-
-from albert_jax.data import examples
 
 _MOST_THREADS = 8  # each makes over 100,000 examples a second: more would only hold more memory
 _BATCHES_AHEAD = 2
 _OPEN: weakref.WeakSet[Generator[dict[str, np.ndarray], None, None]] = weakref.WeakSet()
 
 
+class Builder(Protocol):
+    """What makes the examples of a run: `examples.ExampleBuilder`, or what has its surface."""
+
+    @property
+    def examples_per_epoch(self) -> int:
+        """N."""
+        ...
+
+    def rows(self, examples_B: np.ndarray, /) -> dict[str, np.ndarray]:
+        """The numbered examples, one a row; a negative number makes a row of padding."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Batches of a run that are made alike.
+
+    Attributes:
+        builder: makes the examples.
+        batch_size: B, examples a step over all hosts.
+        rows: ranges [start, stop) of a batch's rows that this host needs, in the order in which
+            they are wanted; `[(0, batch_size)]` for all of them.
+        first_batch: number of the first batch, from 0.
+        first_example: number of its first example: how many all batches before it hold.
+    """
+
+    builder: Builder
+    batch_size: int
+    rows: Sequence[tuple[int, int]]
+    first_batch: int = 0
+    first_example: int = 0
+
+
 def training_batches(
-    builder: examples.ExampleBuilder,
-    first_step: int,
-    last_step: int,
-    batch_size: int,
-    rows: Sequence[tuple[int, int]],
-    skipped: Sequence[int] = (),
+    stages: Sequence[Stage], first_step: int, last_step: int, skipped: Sequence[int] = ()
 ) -> Generator[dict[str, np.ndarray], None, None]:
     """This host's rows of the batches of steps [first_step, last_step).
 
     Args:
-        builder: makes the examples.
+        stages: of the run, in order; the first has its first batch.
         first_step: number of the first step; 0 begins a run, any other goes on with it.
         last_step: number of the step to end before.
-        batch_size: B, examples a step over all hosts.
-        rows: ranges [start, stop) of a batch's rows, in the order in which they are wanted;
-            `[(0, batch_size)]` for all of them.
         skipped: numbers of batches that are left out.
     """
-    rows_b = _numbers(rows, batch_size)
+    rows = [_numbers(stage.rows, stage.batch_size) for stage in stages]
+    begins = [stage.first_batch for stage in stages]
 
-    def examples_of(step: int) -> np.ndarray:
-        return batch_number(step, skipped) * batch_size + rows_b
+    def examples_of(step: int) -> tuple[Builder, np.ndarray]:
+        batch = batch_number(step, skipped)
+        place = bisect.bisect_right(begins, batch) - 1
+        stage = stages[place]
+        first = stage.first_example + (batch - stage.first_batch) * stage.batch_size
+        return stage.builder, first + rows[place]
 
-    return _stream(builder, examples_of, first_step, last_step)
+    return _stream(examples_of, first_step, last_step)
 
 
 def batch_number(step: int, skipped: Sequence[int]) -> int:
@@ -64,7 +93,7 @@ def batch_number(step: int, skipped: Sequence[int]) -> int:
 
 
 def evaluation_batches(
-    builder: examples.ExampleBuilder,
+    builder: Builder,
     batch_size: int,
     rows: Sequence[tuple[int, int]],
     limit_batches: int | None = None,
@@ -73,18 +102,18 @@ def evaluation_batches(
 
     The last batch is filled up with rows of zeros (`attention_mask` 0 everywhere), so that every
     host sees the same number of batches, ceil(N / batch_size) or `limit_batches` if that is less.
-    Arguments as in `training_batches`.
+    Arguments as in `Stage`.
     """
     rows_b = _numbers(rows, batch_size)
     size = builder.examples_per_epoch
     batches = -(-size // batch_size)
 
-    def examples_of(step: int) -> np.ndarray:
+    def examples_of(step: int) -> tuple[Builder, np.ndarray]:
         examples_b = step * batch_size + rows_b
-        return np.where(examples_b < size, examples_b, -1)
+        return builder, np.where(examples_b < size, examples_b, -1)
 
     last_step = batches if limit_batches is None else min(batches, limit_batches)
-    return _stream(builder, examples_of, 0, last_step)
+    return _stream(examples_of, 0, last_step)
 
 
 def _numbers(rows: Sequence[tuple[int, int]], batch_size: int) -> np.ndarray:
@@ -95,12 +124,11 @@ def _numbers(rows: Sequence[tuple[int, int]], batch_size: int) -> np.ndarray:
 
 
 def _stream(
-    builder: examples.ExampleBuilder,
-    examples_of: Callable[[int], np.ndarray],
+    examples_of: Callable[[int], tuple[Builder, np.ndarray]],
     first_step: int,
     last_step: int,
 ) -> Generator[dict[str, np.ndarray], None, None]:
-    stream = _batches(builder, examples_of, first_step, last_step)
+    stream = _batches(examples_of, first_step, last_step)
     _OPEN.add(stream)
     return stream
 
@@ -114,23 +142,25 @@ def _close_all() -> None:
 
 
 def _batches(
-    builder: examples.ExampleBuilder,
-    examples_of: Callable[[int], np.ndarray],
+    examples_of: Callable[[int], tuple[Builder, np.ndarray]],
     first_step: int,
     last_step: int,
 ) -> Generator[dict[str, np.ndarray], None, None]:
     """Yields the batches of steps [first_step, last_step), made ahead in tf.data's threads."""
+    if first_step >= last_step:
+        return
     tf = _tensorflow()
     failures: list[Exception] = []
 
     def build(step: np.ndarray) -> list[np.ndarray]:
         try:
-            return list(builder.rows(examples_of(int(step))).values())
+            builder, examples_b = examples_of(int(step))
+            return list(builder.rows(examples_b).values())
         except Exception as error:  # TensorFlow would pass on its text alone
             failures.append(error)
             raise
 
-    form = builder.rows(np.empty(0, np.int64))
+    form = examples_of(first_step)[0].rows(np.empty(0, np.int64))
     dtypes = [array.dtype for array in form.values()]
     threads = max(1, min(_MOST_THREADS, (os.cpu_count() or 1) // 2))
     options = tf.data.Options()

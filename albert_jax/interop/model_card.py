@@ -73,24 +73,35 @@ def text(source: pathlib.Path, model: Model, spoken: Tokenizer | None) -> str:
 
 def _training(run: Config, step: int) -> list[str]:
     train, recipe = run.train, run.optimizer
+    shares = ", then ".join(dict.fromkeys(f"{stage.masked_lm_prob:.0%}" for stage in run.stages))
     learnt = (
-        f"{_OBJECTIVES[run.model.sentence_objective]}, {run.data.masked_lm_prob:.0%} of the "
-        "pieces, new masks every epoch"
+        f"{_OBJECTIVES[run.model.sentence_objective]}, {shares} of the pieces, new masks every "
+        "epoch"
     )
-    data = f"a token store with fingerprint `{run.data.store_fingerprint[:16]}`"
+    store = "token stores in a mix" if "," in run.data.path else "a token store"
+    data = f"{store} with fingerprint `{run.data.store_fingerprint[:16]}`"
     if run.task.name:
         learnt = f"{run.task.name}, fine-tuned from a model that was there"
         data = f"labelled rows with fingerprint `{run.data.store_fingerprint}`"
     return [
         f"- objective: {learnt}",
         f"- data: {data}",
-        f"- {step:,} of {train.steps:,} steps of {train.global_batch_size:,} sequences of "
-        f"{run.data.max_seq_length} tokens, seeds {train.seed} (model) and {run.data.seed} (data)",
+        f"- {step:,} of {train.steps:,} steps of {_batches(run)}, seeds {train.seed} (model) and "
+        f"{run.data.seed} (data)",
         f"- {recipe.name}, learning rate {recipe.learning_rate:g}, {recipe.warmup_steps:,} steps "
         f"of warm-up, weight decay {recipe.weight_decay:g}, products in {run.model.dtype}",
         f"- dropout {run.model.hidden_dropout_prob:g} and "
         f"{run.model.attention_probs_dropout_prob:g} (attention)",
     ]
+
+
+def _batches(run: Config) -> str:
+    each = [
+        f"{stage.global_batch_size:,} sequences of {stage.max_seq_length} tokens"
+        + (f" (from step {stage.first_batch:,} on)" if run.data.schedule else "")
+        for stage in run.stages
+    ]
+    return ", then ".join(each)
 
 
 def _metrics(source: pathlib.Path, step: int, run: Config) -> list[str]:
@@ -101,9 +112,10 @@ def _metrics(source: pathlib.Path, step: int, run: Config) -> list[str]:
         rows = [row for row in map(_parsed, lines) if row.get("split") and row["step"] == step]
     if not rows:
         return [f"Not measured at step {step:,}."]
-    row = rows[-1]
     if run.task.name:
         return ["| | |", "|---|---|", *_task_metrics(rows)]
+    # Beside it there may be rows of each store of a mixture.
+    row = [row for row in rows if row["split"] == "validation"][-1]
     found = [
         "| | |",
         "|---|---|",

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from albert_jax import curriculum
 from albert_jax.config import Config
+from albert_jax.data import mixture
 from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.tasks import augmentation, batches
 from albert_jax.tasks.task import Features, Outputs, Task
-from albert_jax.training import report, sharding, telemetry
+from albert_jax.training import report, run_folder, sharding, telemetry
 from albert_jax.training.program import Program
 
 # Which module reads a task.
@@ -54,7 +56,7 @@ def read(config: Config, tokenizer: Tokenizer) -> Task:
             f"task.name={name} is neither."
         )
     module: Any = importlib.import_module(f"albert_jax.tasks.{MODULES[name]}")
-    task: Task = module.load(config, tokenizer, pathlib.Path(config.data.path))
+    task: Task = module.load(config, tokenizer, run_folder.fetched(config.data.path))
     if not task.splits or task.splits[0].score is None:
         raise UserError(f"{config.data.path} has no labelled rows to evaluate {name} on.")
     return task
@@ -126,23 +128,29 @@ class Course:
         parts = [task.train, *(split.features for split in task.splits)]
         self._lengths = batches.lengths(parts, run.config.data.max_seq_length)
         size, seed = run.config.train.global_batch_size, run.config.data.seed
-        self.examples = batches.Rows(task.train, size, self._lengths, tokenizer.pad_id, seed)
+        self._examples = batches.Rows(task.train, size, self._lengths, tokenizer.pad_id, seed)
         self._rows = [
             batches.Rows(split.features, size, self._lengths, tokenizer.pad_id)
             for split in self._judged
         ]
-        self.held_out = _Chain(self._rows)
+        self.held_out = mixture.Chain(self._rows, size)
         self.evaluation_batches: int | None = None
-        self.only_batch: Any = None
+
+    def examples(self, stage: curriculum.Stage) -> batches.Rows:
+        """The training rows."""
+        del stage  # there is but one
+        return self._examples
+
+    def abstract_batch(self, stage: curriculum.Stage) -> None:
+        """None: batches are as long as their rows."""
 
     def evaluate(
         self, program: Program, params: Any, batches: Iterable[Mapping[str, np.ndarray]]
     ) -> dict[str, dict[str, float]]:
         """Figures of every split that has labels; the first is "validation"."""
-        size, stream = self._config.train.global_batch_size, iter(batches)
-        found = {}
-        for number, (split, rows) in enumerate(zip(self._judged, self._rows, strict=True)):
-            count = rows.examples_per_epoch // size
+        stream, found = iter(batches), {}
+        counts = self.held_out.batches
+        for number, (split, count) in enumerate(zip(self._judged, counts, strict=True)):
             mine = (batch for _, batch in zip(range(count), stream, strict=False))
             outputs = _outputs(program, params, mine, split.features)
             assert split.score is not None
@@ -244,22 +252,6 @@ def predict(
     count = rows.examples_per_epoch // size
     made = (rows.rows(number * size + numbers) for number in range(count))
     return _outputs(program, params, made, features)
-
-
-class _Chain:
-    """The batches of several evaluations, one behind the other."""
-
-    def __init__(self, parts: Sequence[batches.Rows]) -> None:
-        self._parts = parts
-        self._ends = np.cumsum([part.examples_per_epoch for part in parts])
-        self.examples_per_epoch = int(self._ends[-1]) if parts else 0
-
-    def rows(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
-        """As `batches.Rows.rows`; a batch is of one part."""
-        first = int(numbers[0]) if len(numbers) else 0
-        part = int(np.searchsorted(self._ends, first, side="right"))
-        before = int(self._ends[part - 1]) if part else 0
-        return self._parts[part].rows(numbers - before)
 
 
 def _outputs(

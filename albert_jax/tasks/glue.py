@@ -13,6 +13,7 @@ Figures are those of the benchmark (Wang et al. 2019, arXiv:1804.07461): CoLA Ma
 MRPC and QQP accuracy and F1, STS-B Pearson's and Spearman's correlation, all others accuracy.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -30,6 +31,7 @@ from albert_jax.tasks.classification import Example, Figures, Kind
 from albert_jax.tasks.task import Outputs, Problems, Task
 
 _TFDS = "tfds:"
+_AX = "ax_"  # before the names of its splits in a run of MNLI
 _NLI = {name: name for name in ("entailment", "neutral", "contradiction")}
 _RTE = {name: name for name in ("entailment", "not_entailment")}
 _Files = Mapping[str, Sequence[str]]
@@ -170,7 +172,7 @@ TASKS: dict[str, GlueTask] = {
         tfds_texts=_PAIR,
         submission={"test": "WNLI.tsv"},
     ),
-    # Nothing to learn from: a model of MNLI is evaluated.
+    # Nothing to learn from: MNLI's runs are evaluated on it, where it lies beside MNLI.
     "ax": GlueTask(
         folder="AX",
         texts=_PAIR,
@@ -203,10 +205,14 @@ def load(config: Config, tokenizer: Tokenizer, folder: pathlib.Path) -> Task:
         raise UserError(f"task.name={config.task.name!r} is none of GLUE's: {', '.join(TASKS)}.")
     kind, values = _kind(glue, config.task.label_names)
     problems = Problems()
-    if str(folder).startswith(_TFDS):
-        train, evaluated = _tfds(glue, kind, folder)
-    else:
-        train, evaluated = _folder(glue, kind, values, config, folder, problems)
+    train, evaluated = _read_task(glue, kind, values, config, folder, problems)
+    of_splits = dict.fromkeys(evaluated, (glue, kind, values))
+    if config.task.name == "mnli" and _has_diagnostic(folder):
+        its = (TASKS["ax"], *_kind(TASKS["ax"], config.task.label_names))
+        usual = dataclasses.replace(config, task=dataclasses.replace(config.task, test=""))
+        diagnostic = _read_task(*its, usual, folder, problems)[1]
+        evaluated |= {f"{_AX}{name}": examples for name, examples in diagnostic.items()}
+        of_splits |= {f"{_AX}{name}": its for name in diagnostic}
     longest = config.data.max_seq_length
     train_features, cut = classification.featurise(
         train, kind, tokenizer, longest, config.augmentation
@@ -214,13 +220,11 @@ def load(config: Config, tokenizer: Tokenizer, folder: pathlib.Path) -> Task:
     notes = [classification.note("train", train_features, cut, longest)] if train else []
     splits = []
     for name, examples in evaluated.items():
-        features, cut = classification.featurise(examples, kind, tokenizer, longest)
+        of_glue, of_kind, of_values = of_splits[name]
+        features, cut = classification.featurise(examples, of_kind, tokenizer, longest)
         notes.append(classification.note(name, features, cut, longest))
-        splits.append(
-            classification.split(
-                name, examples, kind, features, _submission(glue, kind, values, name, examples)
-            )
-        )
+        write = _submission(of_glue, of_kind, of_values, name.removeprefix(_AX), examples)
+        splits.append(classification.split(name, examples, of_kind, features, write))
     first = next(iter(evaluated.values()), [])
     return Task(
         head=classification.HEAD,
@@ -235,6 +239,21 @@ def load(config: Config, tokenizer: Tokenizer, folder: pathlib.Path) -> Task:
             else None
         ),
     )
+
+
+def _has_diagnostic(folder: pathlib.Path) -> bool:
+    """Whether AX lies in a folder of GLUE's, or has been downloaded with TFDS' MNLI."""
+    ax = TASKS["ax"]
+    if not str(folder).startswith(_TFDS):
+        names = (folder / ax.folder / name for name in ax.files[1]["test"])
+        return any(path.exists() for path in names)
+    if str(folder) != _TFDS:
+        return False
+    try:
+        _builder(ax, folder)
+    except UserError:
+        return False
+    return True
 
 
 def _kind(glue: GlueTask, wanted: Sequence[str]) -> tuple[Kind, dict[str, int]]:
@@ -257,7 +276,7 @@ def _kind(glue: GlueTask, wanted: Sequence[str]) -> tuple[Kind, dict[str, int]]:
     return Kind("classification", by_value, figures), values
 
 
-def _folder(
+def _read_task(
     glue: GlueTask,
     kind: Kind,
     values: Mapping[str, int],
@@ -266,6 +285,8 @@ def _folder(
     problems: Problems,
 ) -> tuple[list[Example], dict[str, list[Example]]]:
     """Rows to learn from, and of each split to be evaluated."""
+    if str(folder).startswith(_TFDS):
+        return _tfds(glue, kind, folder)
     prefix = f"{glue.folder}/" if (folder / glue.folder).is_dir() else ""
     train: list[Example] = []
     with_labels, without = glue.files
@@ -381,23 +402,10 @@ def _tfds(
     glue: GlueTask, kind: Kind, folder: pathlib.Path
 ) -> tuple[list[Example], dict[str, list[Example]]]:
     """Rows to learn from, and of each split to be evaluated, out of what TFDS has downloaded."""
-    # Takes seconds to import, and most runs read files.
     import tensorflow_datasets as tfds
 
-    name = str(folder).removeprefix(_TFDS) or f"glue/{glue.tfds}"
-    where = os.environ.get("TFDS_DATA_DIR")
-    try:
-        builder = tfds.builder(name, data_dir=where)
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(
-            f"data.path={folder}: TFDS has no {name} ({first}); this task is glue/{glue.tfds}."
-        ) from None
-    if not builder.is_prepared():
-        raise UserError(
-            f"data.path={folder}: {name} is not in {builder.data_dir}. Download it once with "
-            f"`tfds build {name}`, or say with TFDS_DATA_DIR where it is."
-        )
+    builder = _builder(glue, folder)
+    name = builder.info.full_name.rpartition("/")[0]
     columns: Any = builder.info.features or {}
     missing = [column for column in glue.tfds_texts if column not in columns]
     if missing:
@@ -422,6 +430,28 @@ def _tfds(
         # TFDS shuffles as it writes.
         found[split] = [example for _, example in sorted(examples, key=lambda pair: pair[0])]
     return found.pop("train", []), found
+
+
+def _builder(glue: GlueTask, folder: pathlib.Path) -> Any:
+    """What TFDS has downloaded, by the name behind `tfds:`; the task's own where there is none."""
+    # Takes seconds to import, and most runs read files.
+    import tensorflow_datasets as tfds
+
+    name = str(folder).removeprefix(_TFDS) or f"glue/{glue.tfds}"
+    where = os.environ.get("TFDS_DATA_DIR")
+    try:
+        builder = tfds.builder(name, data_dir=where)
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"data.path={folder}: TFDS has no {name} ({first}); this task is glue/{glue.tfds}."
+        ) from None
+    if not builder.is_prepared():
+        raise UserError(
+            f"data.path={folder}: {name} is not in {builder.data_dir}. Download it once with "
+            f"`tfds build {name}`, or say with TFDS_DATA_DIR where it is."
+        )
+    return builder
 
 
 def _submission(

@@ -9,6 +9,7 @@ rematerialisation, and with it the largest microbatch, that the compiler says fi
 """
 
 import dataclasses
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -188,7 +189,13 @@ def compile_program(
 
 
 def memory_limit(device: Any) -> int | None:
-    """How many bytes a program may use on a device; None where it does not say (a CPU)."""
+    """How many bytes a program may use on a device; of a CPU's, its share of the machine's memory.
+    None where nobody says.
+    """
+    if device.platform == "cpu":
+        pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+        sharing = len(device.client.local_devices())
+        return pages * os.sysconf("SC_PAGE_SIZE") // sharing if pages > 0 else None
     stats = device.memory_stats()
     return stats.get("bytes_limit") if stats else None
 

@@ -30,7 +30,8 @@ def load(
     cfg = dataclasses.replace(
         cfg,
         distillation=config_lib.DistillationConfig(),  # the teacher has done its work
-        data=dataclasses.replace(cfg.data, packing=False),  # nor are rows packed in use
+        # Nor are rows packed in use, nor is there anything that changes by the step.
+        data=dataclasses.replace(cfg.data, packing=False, schedule=""),
         # It may have been trained on another platform, with a kernel that there is not here.
         model=dataclasses.replace(cfg.model, attention="auto"),
         mesh=config_lib.MeshConfig(data=-1, fsdp=1, tensor=1),

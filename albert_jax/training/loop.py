@@ -25,6 +25,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from albert_jax import curriculum
 from albert_jax.config import AUTO
 from albert_jax.data import pipeline
 from albert_jax.data.tokenizer import Tokenizer
@@ -38,6 +39,7 @@ from albert_jax.training import (
     hosts,
     optimizer,
     program,
+    run_folder,
     sharding,
     step,
     telemetry,
@@ -57,17 +59,24 @@ class Course(Protocol):
 
     Attributes:
         tokenizer: the workdir keeps it.
-        examples: what is learnt from, as `pipeline.training_batches` wants it.
-        held_out: what is evaluated, as `pipeline.evaluation_batches` wants it.
-        evaluation_batches: how many of its batches; None: all.
-        only_batch: shapes and shardings of all batches, if they are alike; else None.
+        evaluation_batches: how many of the batches of `held_out`; None: all.
     """
 
     tokenizer: Tokenizer
-    examples: Any
-    held_out: Any
     evaluation_batches: int | None
-    only_batch: Any
+
+    @property
+    def held_out(self) -> pipeline.Builder:
+        """What is evaluated, as `pipeline.evaluation_batches` wants it."""
+        ...
+
+    def examples(self, stage: curriculum.Stage) -> pipeline.Builder:
+        """What is learnt from in a stage of the run."""
+        ...
+
+    def abstract_batch(self, stage: curriculum.Stage) -> Any:
+        """Shapes and shardings of a stage's batches, if they are alike; else None."""
+        ...
 
     def evaluate(
         self, program: program.Program, params: Any, batches: Iterable[Mapping[str, np.ndarray]]
@@ -125,8 +134,7 @@ def train(
             another run's workdir, a full disk.
     """
     clock = goodput.Clock(started)
-    folder = workdir / "checkpoints"
-    processes.outlook = lambda: _outlook(folder, processes)
+    processes.outlook = lambda: _outlook(_newest(workdir), processes)
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.stop_signals())
         if processes.leader:
@@ -135,7 +143,7 @@ def train(
         workdir_lib.check_shared(workdir, run.config, processes)
         minutes = run.config.train.stall_minutes
         stack.enter_context(goodput.Watchdog(clock, minutes, workdir, processes))
-        saved = stack.enter_context(checkpoint.Checkpoints(folder, run.config.checkpoint.keep))
+        saved = stack.enter_context(checkpoint.Checkpoints(workdir, run.config.checkpoint.keep))
         return _Loop(run, course, workdir, saved, processes, clock, profile, start).run()
 
 
@@ -159,8 +167,17 @@ class _Loop:
         self._tracing, self._start, self._course = False, start, course
         self._drawn_at = -math.inf
         self._frozen = (run.teacher.params(),) if run.teacher else ()
-        batch_size = run.config.train.global_batch_size
-        self._rows = sharding.local_rows(run.batch_sharding, batch_size)
+        self._stages = run.config.stages
+        self._parts = [
+            pipeline.Stage(
+                course.examples(stage),
+                stage.global_batch_size,
+                sharding.local_rows(run.batch_sharding, stage.global_batch_size),
+                stage.first_batch,
+                stage.first_example,
+            )
+            for stage in self._stages
+        ]
         self._rate = optimizer.learning_rate(run.config.optimizer, run.config.train.steps)
         peak = telemetry.peak_flops(run.mesh.devices.flat[0])
         self._peak = None if peak is None else peak * run.mesh.size
@@ -168,8 +185,8 @@ class _Loop:
         self._skipped = processes.share("skipped", lambda: workdir_lib.read_skipped(workdir))
         self._cache: compilation_cache.Cache | None = None
         if jax.default_backend() != "cpu":  # one CPU's programs would not run on every other
-            kept = workdir / compilation_cache.FOLDER
-            directory = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(kept))
+            kept = run_folder.named(workdir / compilation_cache.FOLDER)
+            directory = os.environ.get("JAX_COMPILATION_CACHE_DIR", kept)
             self._cache = compilation_cache.Cache(directory)
         # A copy of the step outlives the state that the next step takes over.
         self._copy = jax.jit(lambda number: number + 0)
@@ -183,14 +200,16 @@ class _Loop:
         try:
             if self._finished(number) and not evaluation_owed:
                 steps = f"all {total} steps" if number >= total else f"{number} of {total} steps"
-                self._progress.write(f"{self._workdir} is trained already: {steps}.")
+                self._progress.write(
+                    f"{run_folder.named(self._workdir)} is trained already: {steps}."
+                )
                 return True
             if number:
                 self._progress.write(f"goes on after step {number}")
             if self._profile and number >= self._profile[0]:
                 self._progress.write(f"--profile: step {self._profile[0]} is done already")
-            if number < total and self._course.only_batch is not None:
-                self._compile(self._course.only_batch)
+            if number < total:
+                self._compile_first(number)
             self._last_save = time.monotonic()
             self._start_window(number)
             self._clock.turn_to("step")
@@ -198,7 +217,7 @@ class _Loop:
                 self._evaluate(state, number)
             while not self._finished(number) and not self._hosts.stopping:
                 number += 1
-                batch = self._next_batch()
+                batch = self._next_batch(number - 1)
                 train_step = self._step_for(batch, state, number - 1)
                 with self._traced(number):
                     state = train_step(state, batch, *self._frozen)
@@ -277,41 +296,55 @@ class _Loop:
 
     def _open_batches(self, number: int) -> None:
         """The batches after step `number` come next."""
-        self._stream = pipeline.training_batches(
-            self._course.examples,
-            number,
-            self._config.train.steps,
-            self._config.train.global_batch_size,
-            self._rows,
-            self._skipped,
-        )
+        steps = self._config.train.steps
+        self._stream = pipeline.training_batches(self._parts, number, steps, self._skipped)
         self._batches: Iterator[dict[str, np.ndarray]] = self._stream
+
+    def _stage(self, number: int) -> curriculum.Stage:
+        """The stage that the batch after `number` steps belongs to."""
+        batch = pipeline.batch_number(number, self._skipped)
+        return curriculum.stage_of(self._stages, batch)
 
     def _step_for(
         self, batch: Mapping[str, jax.Array], state: step.TrainState, number: int
     ) -> TrainStep:
         """The compiled step for batches of this shape; `state` is what `number` steps made."""
         if (shape := batch["input_ids"].shape) not in self._compiled:
-            self._compile(
-                {
-                    key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-                    for key, x in batch.items()
-                },
-                lambda: self._save_good(state, number),
-            )
+            abstract = {
+                key: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+                for key, x in batch.items()
+            }
+            self._compile(abstract, self._stage(number), lambda: self._save_good(state, number))
         return self._compiled[shape]
 
+    def _compile_first(self, number: int) -> None:
+        """Compiles the step for the batch after `number` steps, if its shape is known before it is
+        made.
+        """
+        stage = self._stage(number)
+        batch = self._course.abstract_batch(stage)
+        if batch is None:
+            return
+
+        def make_batch() -> None:
+            self._batches = itertools.chain([next(self._stream)], self._stream)
+
+        self._compile(batch, stage, meanwhile=make_batch)
+
     def _compile(
-        self, batch: Mapping[str, Any], before_leaving: Callable[[], None] = lambda: None
+        self,
+        batch: Mapping[str, Any],
+        stage: curriculum.Stage,
+        before_leaving: Callable[[], None] = lambda: None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> None:
         """Compiles the step for batches like this one. A run that must stop does not wait for it,
         and ends here.
         """
         began = time.monotonic()
         with self._clock.during("compile"):
-            compiled = _in_background(lambda: self._fitted_step(batch))
-            if self._course.only_batch is not None:  # the first batch is made meanwhile
-                self._batches = itertools.chain([next(self._stream)], self._stream)
+            compiled = _in_background(lambda: self._fitted_step(batch, stage))
+            meanwhile()
             while not compiled.done() and not self._hosts.stop_asked:
                 concurrent.futures.wait([compiled], timeout=0.2)
             if self._hosts.order() is hosts.Order.STOP:
@@ -323,13 +356,20 @@ class _Loop:
                 self._hosts.leave()
             train_step, notes = compiled.result()
             self._hosts.meet("compiled")
-        length = "" if self._course.only_batch else f" for length {batch['input_ids'].shape[-1]}"
-        self._progress.write(f"compiled{length} in {time.monotonic() - began:.1f} s{notes}")
-        self._compiled[batch["input_ids"].shape] = train_step
+        shape = batch["input_ids"].shape
+        what = ""
+        if len(self._stages) > 1:
+            what = f" for {shape[0]} sequences of {shape[-1]}"
+        elif self._course.abstract_batch(stage) is None:
+            what = f" for length {shape[-1]}"
+        self._progress.write(f"compiled{what} in {time.monotonic() - began:.1f} s{notes}")
+        self._compiled[shape] = train_step
 
-    def _fitted_step(self, batch: Mapping[str, Any]) -> tuple[TrainStep, str]:
+    def _fitted_step(
+        self, batch: Mapping[str, Any], stage: curriculum.Stage
+    ) -> tuple[TrainStep, str]:
         """The step, compiled with whatever the config leaves open, and what to say of it."""
-        config, mesh, cache = self._config, self._program.mesh, self._cache
+        config, mesh, cache = self._config.at(stage), self._program.mesh, self._cache
         device = mesh.local_devices[0]
         limit, options = fitting.memory_limit(device), compiler_options(device.device_kind)
         left_open = config.train.microbatch_size == AUTO or config.model.remat == "auto"
@@ -337,7 +377,9 @@ class _Loop:
             if left_open:
                 fitted = fitting.fit(config, mesh, limit, options, cache, batch=batch)
             else:
-                fitted = fitting.compile_program(self._program, limit, options, cache, batch)
+                whole_run = config == self._config
+                run = self._program if whole_run else program.build(config, mesh)
+                fitted = fitting.compile_program(run, limit, options, cache, batch)
         except fitting.DoesNotFitError as miss:
             raise UserError(
                 f"the training step {miss}; give train.microbatch_size=auto and "
@@ -351,13 +393,14 @@ class _Loop:
             notes += f"; {cache.account(chosen, mesh)}"
         return fitted.compiled, notes
 
-    def _next_batch(self) -> dict[str, jax.Array]:
+    def _next_batch(self, number: int) -> dict[str, jax.Array]:
+        """The batch after `number` steps."""
+        batch_size = self._stage(number).global_batch_size
         with self._clock.during("data_wait"):
             batch = next(self._batches)
-        self._window_flops += self._course.flops(batch) * self._config.train.global_batch_size
-        return sharding.to_global(
-            batch, self._program.batch_sharding, self._config.train.global_batch_size
-        )
+        self._window_examples += batch_size
+        self._window_flops += self._course.flops(batch) * batch_size
+        return sharding.to_global(batch, self._program.batch_sharding, batch_size)
 
     def _keep_near(self, state: step.TrainState) -> None:
         """Waits until the device is only _STEPS_AHEAD behind."""
@@ -408,7 +451,8 @@ class _Loop:
         left_out = ", ".join(map(str, self._skipped)) or "none"
         raise UserError(
             f"loss or gradient of step {bad_step + 1} is not finite; {where} in "
-            f"{self._workdir / 'checkpoints'}. Batches left out before: {left_out}; "
+            f"{run_folder.named(self._workdir / run_folder.CHECKPOINTS)}. "
+            f"Batches left out before: {left_out}; "
             f"train.max_skipped_batches={self._config.train.max_skipped_batches} allows no more. "
             "Lower optimizer.learning_rate, lengthen optimizer.warmup_steps, or train with "
             "model.dtype=float32, in another workdir."
@@ -420,7 +464,7 @@ class _Loop:
     def _start_window(self, number: int) -> None:
         """Begins the time of the next logged line."""
         self._window_first, self._window_spent = number, self._clock.seconds()
-        self._window_flops = 0.0
+        self._window_examples, self._window_flops = 0, 0.0
 
     def _log_window(self, state: step.TrainState, number: int) -> None:
         window, window_steps = jax.device_get((state.window, state.window_steps))
@@ -433,12 +477,16 @@ class _Loop:
         values: dict[str, float | None] = {
             **means,
             "learning_rate": float(self._rate(number)),
-            "examples_per_second": self._config.train.global_batch_size / seconds,
+            "examples_per_second": self._window_examples / (seconds * steps),
             "step_seconds": seconds,
             "data_wait_seconds": waited / steps,
             "model_flops_utilization": None if self._peak is None else rate / self._peak,
             **self._clock.fields(),
         }
+        if len(self._stages) > 1:
+            stage = self._stage(number - 1)
+            values["max_seq_length"] = stage.max_seq_length
+            values["global_batch_size"] = stage.global_batch_size
         if self._log:
             self._log.write(number, values)
         self._progress.advance(
@@ -448,12 +496,10 @@ class _Loop:
 
     def _evaluate(self, state: step.TrainState, number: int) -> dict[str, float] | None:
         """The judged split's figures; None where the run has to stop before they are there."""
-        course = self._course
+        course, size = self._course, self._config.train.global_batch_size
+        rows = sharding.local_rows(self._program.batch_sharding, size)
         batches = pipeline.evaluation_batches(
-            course.held_out,
-            self._config.train.global_batch_size,
-            self._rows,
-            course.evaluation_batches,
+            course.held_out, size, rows, course.evaluation_batches
         )
         with self._clock.during("evaluation"), contextlib.closing(batches):
             try:
@@ -488,6 +534,17 @@ class _Loop:
             return False
         return _last_best(self._scores) == len(self._scores) - 1
 
+    def _flush(self) -> None:
+        """Sees to it that what was written is where the run lies.
+
+        Raises:
+            UserError: it cannot be written there.
+        """
+        try:
+            run_folder.flush(self._workdir)
+        except UserError as error:
+            raise UserError(f"{error} {_outlook(self._saved.newest, self._hosts)}.") from error
+
     def _save_due(self) -> bool:
         minutes = self._config.checkpoint.every_minutes
         return minutes > 0 and time.monotonic() - self._last_save >= 60.0 * minutes
@@ -497,6 +554,7 @@ class _Loop:
     ) -> None:
         with self._clock.during("checkpoint"):
             score = None if evaluated is None else evaluated["score"]
+            self._flush()  # a run that goes on from here has all lines up to here
             self._saved.save(state, number, score, self._clock.seconds())
         self._last_save = time.monotonic()
 
@@ -520,7 +578,8 @@ class _Loop:
             jax.profiler.stop_trace()
             self._tracing = False
             self._progress.write(
-                f"steps {first} to {last} are traced: tensorboard --logdir={self._workdir}/profile"
+                f"steps {first} to {last} are traced: tensorboard "
+                f"--logdir={run_folder.named(self._workdir / 'profile')}"
             )
 
 
@@ -534,11 +593,15 @@ class _Stopped(Exception):  # noqa: N818
     """The run was ordered to stop while it evaluated."""
 
 
-def _outlook(folder: pathlib.Path, processes: hosts.Hosts) -> str:
-    newest = checkpoint.newest_in(folder)
+def _outlook(newest: int | None, processes: hosts.Hosts) -> str:
     reached = f"the last checkpoint is step {newest}" if newest else "no checkpoint was saved yet"
     again = "start all processes again" if processes.count > 1 else "the same command again"
     return f"{reached}; {again} to go on"
+
+
+def _newest(workdir: pathlib.Path) -> int | None:
+    """For last words, which do not wait for long."""
+    return run_folder.within(10.0, lambda: checkpoint.newest_in(workdir))
 
 
 def _due(number: int, every: int) -> bool:

@@ -258,14 +258,27 @@ def describe(run: Program) -> str:
     listed = ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
     config, mesh = run.config, run.mesh
     device = mesh.devices.flat[0]
-    share = config.train.global_batch_size // sharding.batch_shards(mesh)
-    micro = share // sharding.microbatches(config, mesh)
+    batches = [_described_batch(config.at(stage), mesh) for stage in config.stages]
+    if config.data.schedule:
+        batches = [
+            f"  from step {stage.first_batch:,} on: {batch}, {stage.masked_lm_prob:.0%} masked"
+            for stage, batch in zip(config.stages, batches, strict=True)
+        ]
     return (
         f"model: {sum(counts.values()):,} parameters: {listed}\n"
         f"devices: {mesh.size} x {device.device_kind}, mesh "
         + " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
         + f"; {config.model.dtype}, {run.attention} attention\n"
-        f"batch: {config.train.global_batch_size} sequences of {config.data.max_seq_length}, "
+        + ("batches:\n" if config.data.schedule else "batch: ")
+        + "\n".join(batches)
+    )
+
+
+def _described_batch(config: Config, mesh: Mesh) -> str:
+    share = config.train.global_batch_size // sharding.batch_shards(mesh)
+    micro = share // sharding.microbatches(config, mesh)
+    return (
+        f"{config.train.global_batch_size} sequences of {config.data.max_seq_length}, "
         f"{share} a device"
         + (f" in {share // micro} microbatches of {micro}" if micro < share else "")
     )

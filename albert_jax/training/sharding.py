@@ -70,14 +70,18 @@ def make_mesh(config: Config, devices: Sequence[Any]) -> Mesh:
         )
     mesh = Mesh(arranged, AXES)
     shards = batch_shards(mesh)
-    batch = config.train.global_batch_size
-    if batch % shards:
-        raise UserError(
-            f"train.global_batch_size={batch} does not split over mesh.data={sizes['data']} x "
-            f"mesh.fsdp={sizes['fsdp']}; nearest that do: {batch // shards * shards or shards} and "
-            f"{-(-batch // shards) * shards}."
-        )
-    microbatches(config, mesh)
+    named = {"train.global_batch_size": config}
+    for stage in config.stages if config.data.schedule else ():
+        named[f"data.schedule from step {stage.first_batch} on: the batch"] = config.at(stage)
+    for name, each in named.items():
+        batch = each.train.global_batch_size
+        if batch % shards:
+            raise UserError(
+                f"{name}={batch} does not split over mesh.data={sizes['data']} x "
+                f"mesh.fsdp={sizes['fsdp']}; nearest that do: {batch // shards * shards or shards} "
+                f"and {-(-batch // shards) * shards}."
+            )
+        microbatches(each, mesh)
     for field in ("num_attention_heads", "intermediate_size"):
         value = getattr(config.model, field)
         if value % sizes[TENSOR_AXIS]:

@@ -21,7 +21,7 @@ Split = list[list[Document]]
 
 WORD = 2**64
 GAMMA = 0x9E3779B97F4A7C15
-DOCUMENT, ORDER, EXAMPLE, OTHER = 1, 2, 3, 4
+DOCUMENT, ORDER, EXAMPLE, OTHER, SHARDS, WINDOW = 1, 2, 3, 4, 5, 6
 
 
 def shards(split: Split, dtypes: Sequence[type] = (np.uint16,)) -> list[store.Shard]:
@@ -107,17 +107,24 @@ class Chunk:
 
 
 def chunks(split: Split, options: examples.ExampleOptions) -> list[Chunk]:
-    found: list[Chunk] = []
+    return [chunk for shard in shard_chunks(split, options) for chunk in shard]
+
+
+def shard_chunks(split: Split, options: examples.ExampleOptions) -> list[list[Chunk]]:
+    """The chunks of each shard."""
+    shards: list[list[Chunk]] = []
     first = 0
     for shard in split:
         if options.sentence_objective == "none":
-            found += full_sentence_chunks(shard, first, options.max_seq_length - 2)
+            found = full_sentence_chunks(shard, first, options.max_seq_length - 2)
         else:
+            found = []
             for number, document in enumerate(shard, start=first):
                 stream = SplitMix64(key(options.seed, DOCUMENT, number, 0))
                 found += document_chunks(document, number, options, stream)
+        shards.append(found)
         first += len(shard)
-    return found
+    return shards
 
 
 def document_chunks(
@@ -184,10 +191,15 @@ def rows(
     all_rows = [[number] for number in range(len(all_chunks))]
     if options.packing:
         all_rows = packed(all_chunks, split, options)
+    shard_of = [k for k, found in enumerate(shard_chunks(split, options)) for _ in found]
+    counts = [sum(shard_of[row[0]] == k for row in all_rows) for k in range(len(split))]
+    orders: dict[int, list[int]] = {}
     built = []
     for number in numbers:
         epoch, slot = divmod(number, len(all_rows))
-        row = permuted(slot, len(all_rows), key(options.seed, ORDER, epoch, 0))
+        if epoch not in orders:
+            orders[epoch] = epoch_order(epoch, counts, options)
+        row = orders[epoch][slot]
         pairs = []
         for chunk in all_rows[row]:
             stream = SplitMix64(key(options.seed, EXAMPLE, epoch, chunk))
@@ -195,6 +207,29 @@ def rows(
             pairs.append(example(all_chunks[chunk], split, vocabulary, options, stream, other))
         built.append(laid_out(pairs, vocabulary, options))
     return built
+
+
+def epoch_order(epoch: int, counts: Sequence[int], options: examples.ExampleOptions) -> list[int]:
+    """The numbers of all rows as an epoch visits them; `counts` has how many each shard has."""
+    if options.shuffle == "global":
+        of_epoch = key(options.seed, ORDER, epoch, 0)
+        return [permuted(slot, sum(counts), of_epoch) for slot in range(sum(counts))]
+    numbered, number = [], 0
+    for count in counts:
+        numbered.append(list(range(number, number + count)))
+        number += count
+    of_epoch = key(options.seed, SHARDS, epoch, 0)
+    waiting = [numbered[permuted(place, len(counts), of_epoch)] for place in range(len(counts))]
+    visited, window = [], 0
+    while waiting:
+        together = [row for shard in waiting[: options.shuffle_shards] for row in shard]
+        of_window = key(options.seed, WINDOW, epoch, window)
+        visited += [
+            together[permuted(slot, len(together), of_window)] for slot in range(len(together))
+        ]
+        waiting = waiting[options.shuffle_shards :]
+        window += 1
+    return visited
 
 
 def packed(
@@ -322,13 +357,13 @@ def pair(
     if options.sentence_objective == "nsp":
         a = joined(sentences[: chunk.a_sentences])
         if chunk.random_next:
-            return a, random_other(chunk, len(a), split, other), 1
+            return a, random_other(chunk, len(a), split, options, other), 1
         return a, joined(sentences[chunk.a_sentences :]), 0
     if len(sentences) > 1:
         cut = 1 + stream.below(len(sentences) - 1)
         a, b = joined(sentences[:cut]), joined(sentences[cut:])
     elif options.single_sentence == "random_next":
-        return tokens, random_other(chunk, len(tokens), split, other), 1
+        return tokens, random_other(chunk, len(tokens), split, options, other), 1
     else:
         cut = 1 if len(tokens) == 1 else 1 + stream.below(len(tokens) - 1)
         a, b = tokens[:cut], tokens[cut:]
@@ -340,11 +375,17 @@ def joined(sentences: list[Sentence]) -> list[int]:
     return [token for sentence in sentences for token in sentence]
 
 
-def random_other(chunk: Chunk, a_length: int, split: Split, stream: Stream) -> list[int]:
+def random_other(
+    chunk: Chunk, a_length: int, split: Split, options: examples.ExampleOptions, stream: Stream
+) -> list[int]:
     documents = [document for shard in split for document in shard]
+    choice = list(range(len(documents)))
+    if options.shuffle == "shard":
+        of_shard = [number for number, shard in enumerate(split) for _ in shard]
+        choice = [d for d in choice if of_shard[d] == of_shard[chunk.document]]
     other = chunk.document
     while other == chunk.document or not documents[other]:
-        other = stream.below(len(documents))
+        other = choice[stream.below(len(choice))]
     begin = stream.below(len(documents[other]))
     b: list[int] = []
     for sentence in documents[other][begin:]:

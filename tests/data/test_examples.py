@@ -14,7 +14,7 @@ import sys
 import numpy as np
 import pytest
 
-from albert_jax.data import examples, store, tokenizer
+from albert_jax.data import examples, order, store, tokenizer
 from albert_jax.errors import UserError
 from tests.data import slow_examples as slow
 
@@ -98,18 +98,20 @@ def within(share: float, expected: float, count: int, *, bias: float = 0.0) -> b
     return abs(share - expected) <= 4 * math.sqrt(expected * (1 - expected) / count) + bias
 
 
+@pytest.mark.parametrize("shuffle", ["global", "shard"])
 @pytest.mark.parametrize(
     ("objective", "single_sentence", "packing"),
     [(*kind, packing) for packing in (False, True) for kind in KINDS if kind[0] != "none"]
     + [("none", "split", False)],
 )
-def test_equals_the_slow_version(objective: str, single_sentence: str, packing: bool):
+def test_equals_the_slow_version(objective: str, single_sentence: str, packing: bool, shuffle: str):
     compared = 0
     for trial in range(60):
         rng = np.random.default_rng(trial)
         V = int(rng.integers(8, 41))
         split = random_split(rng, V, float(rng.choice([1.2, 5, 20, 60])))
-        if sum(bool(document) for shard in split for document in shard) < 2:
+        with_text = [sum(map(bool, shard)) for shard in split]
+        if sum(with_text) < 2 or (shuffle == "shard" and 1 in with_text):
             continue
         words = dataclasses.replace(vocabulary(V, rng.random(V) < 0.6), pad_id=trial % 2)
         chosen = options(
@@ -124,6 +126,8 @@ def test_equals_the_slow_version(objective: str, single_sentence: str, packing: 
             whole_word_masking=bool(rng.random() < 0.7),
             packing=packing,
             max_pairs_per_seq=int(rng.choice([1, 2, 4, 32])),
+            shuffle=shuffle,
+            shuffle_shards=int(rng.integers(1, 6)),
         )
         builder = examples.ExampleBuilder(slow.shards(split, (np.uint16, np.uint32)), words, chosen)
         N = builder.examples_per_epoch
@@ -135,7 +139,7 @@ def test_equals_the_slow_version(objective: str, single_sentence: str, packing: 
             assert array.dtype == (np.float32 if name.endswith("_weights") else np.int32)
             np.testing.assert_array_equal(array, np.array([row[name] for row in wanted]))
         compared += 2 * N + 3
-    assert compared > (1000 if packing else 2000)
+    assert compared > (700 if packing else 1000)
 
 
 @pytest.mark.parametrize(("objective", "single_sentence"), KINDS)
@@ -217,7 +221,7 @@ def test_full_sentences_are_whole_and_documents_are_separated():
 def test_the_permutation_is_a_bijection(size: int):
     for epoch in range(3 if size < 5000 else 1):
         key = np.uint64(slow.key(11, slow.ORDER, epoch, 0))
-        image = [examples._permuted(slot, size, key) for slot in range(size)]
+        image = [order.permuted(slot, size, key) for slot in range(size)]
         assert sorted(image) == list(range(size))
         if size < 40:
             assert image == [slow.permuted(slot, size, int(key)) for slot in range(size)]
@@ -228,7 +232,7 @@ def test_the_permutation_of_a_huge_split_has_an_inverse(size: int):
     key = slow.key(12, slow.ORDER, 4, 0)
     random_slots = np.random.default_rng(0).integers(0, size, 1000).tolist()
     for slot in [*range(500), *random_slots, size - 2, size - 1]:
-        chunk = examples._permuted(slot, size, np.uint64(key))
+        chunk = order.permuted(slot, size, np.uint64(key))
         assert 0 <= chunk < size
         assert slow.unpermuted(chunk, size, key) == slot
 
@@ -238,8 +242,8 @@ def test_all_orders_of_four_chunks_are_equally_likely():
     epochs = 12_000
     for epoch in range(epochs):
         key = np.uint64(slow.key(1, slow.ORDER, epoch, 0))
-        order = tuple(examples._permuted(slot, 4, key) for slot in range(4))
-        counts[order] = counts.get(order, 0) + 1
+        drawn = tuple(order.permuted(slot, 4, key) for slot in range(4))
+        counts[drawn] = counts.get(drawn, 0) + 1
     assert len(counts) == 24
     expected = epochs / 24
     chi_square = sum((count - expected) ** 2 / expected for count in counts.values())

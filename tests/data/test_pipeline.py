@@ -5,7 +5,7 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 
 import numpy as np
 import pytest
@@ -22,9 +22,11 @@ def make_builder(
     shards: list[store.Shard],
     objective: str = "sop",
     kind: type[examples.ExampleBuilder] = examples.ExampleBuilder,
+    length: int = 24,
 ) -> examples.ExampleBuilder:
     words = examples.Vocabulary(V, 2, 3, 4, np.arange(V) % 3 > 0, np.arange(V) < 5)
-    return kind(shards, words, examples.ExampleOptions(24, 4, 0.15, 3, 0.1, 3, objective, "split"))
+    options = examples.ExampleOptions(length, 4, 0.15, 3, 0.1, 3, objective, "split")
+    return kind(shards, words, options)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,17 @@ def shards() -> list[store.Shard]:
 @pytest.fixture(scope="module")
 def builder(shards: list[store.Shard]) -> examples.ExampleBuilder:
     return make_builder(shards)
+
+
+def training_batches(
+    builder: pipeline.Builder,
+    first_step: int,
+    last_step: int,
+    batch_size: int,
+    rows: list[tuple[int, int]],
+) -> Generator[dict[str, np.ndarray], None, None]:
+    stage = pipeline.Stage(builder, batch_size, rows)
+    return pipeline.training_batches([stage], first_step, last_step)
 
 
 def assert_same(found: Iterable[dict[str, np.ndarray]], wanted: Batches) -> None:
@@ -66,15 +79,58 @@ def test_step_s_holds_examples_from_s_times_the_batch_size(
     shards: list[store.Shard], objective: str
 ):
     builder = make_builder(shards, objective)
-    batches = pipeline.training_batches(builder, 2, 9, 8, [(0, 8)])
+    batches = training_batches(builder, 2, 9, 8, [(0, 8)])
     assert_same(batches, [builder.batch(8 * step, 8 * step + 8) for step in range(2, 9)])
+
+
+@pytest.mark.parametrize("skipped", [[], [2], [29], [30, 31], [4, 30, 40]])
+def test_a_curriculum_takes_one_batch_behind_the_other(
+    shards: list[store.Shard], builder: examples.ExampleBuilder, skipped: list[int]
+):
+    longer = make_builder(shards, length=40)
+    stages = [
+        pipeline.Stage(builder, 6, [(0, 6)]),
+        pipeline.Stage(longer, 4, [(0, 4)], first_batch=30, first_example=180),
+        pipeline.Stage(builder, 5, [(0, 5)], first_batch=41, first_example=224),
+    ]
+    begin, wanted = 0, []
+    for number in range(60):
+        size, made = (6, builder) if number < 30 else (4, longer) if number < 41 else (5, builder)
+        if number not in skipped:
+            wanted.append(made.batch(begin, begin + size))
+        begin += size
+    wanted = wanted[:50]
+    assert_same(pipeline.training_batches(stages, 0, 50, skipped), wanted)
+    for stop in (28, 30, 33, 49):
+        assert_same(pipeline.training_batches(stages, stop, 50, skipped), wanted[stop:])
+
+
+def test_64_hosts_read_what_one_reads_and_16_go_on_with_it(shards: list[store.Shard]):
+    parts = [(make_builder(shards), 128, 0, 0), (make_builder(shards, length=40), 64, 20, 2560)]
+
+    def batches(hosts: int, first: int, last: int) -> Batches:
+        streams = []
+        for host in range(hosts):
+            stages = []
+            for made, size, *begin in parts:
+                each = size // hosts
+                rows = [(host * each, (host + 1) * each)]
+                stages.append(pipeline.Stage(made, size, rows, *begin))
+            # One process after another, as their hosts need not know of each other.
+            streams.append(list(pipeline.training_batches(stages, first, last)))
+        return [joined(rows) for rows in zip(*streams, strict=True)]
+
+    one = batches(1, 0, 50)
+    assert [len(batch["input_ids"]) for batch in one] == [128] * 20 + [64] * 30
+    assert_same(batches(64, 0, 50), one)
+    assert_same(batches(16, 25, 50), one[25:])
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_hosts_share_the_same_global_batches(builder: examples.ExampleBuilder, hosts: int):
     each = 12 // hosts
     streams = [
-        pipeline.training_batches(builder, 0, 5, 12, [(host * each, (host + 1) * each)])
+        training_batches(builder, 0, 5, 12, [(host * each, (host + 1) * each)])
         for host in range(hosts)
     ]
     found = [joined(parts) for parts in zip(*streams, strict=True)]
@@ -82,14 +138,14 @@ def test_hosts_share_the_same_global_batches(builder: examples.ExampleBuilder, h
 
 
 def test_a_host_may_have_rows_here_and_there(builder: examples.ExampleBuilder):
-    (batch,) = pipeline.training_batches(builder, 3, 4, 12, [(8, 10), (1, 4)])
+    (batch,) = training_batches(builder, 3, 4, 12, [(8, 10), (1, 4)])
     assert_same([batch], [builder.rows(np.array([44, 45, 37, 38, 39]))])
 
 
 def test_a_restart_goes_on_with_the_same_batches(builder: examples.ExampleBuilder):
-    undisturbed = list(pipeline.training_batches(builder, 0, 20, 7, [(0, 7)]))
+    undisturbed = list(training_batches(builder, 0, 20, 7, [(0, 7)]))
     for stop in (1, 6, 19):
-        assert_same(pipeline.training_batches(builder, stop, 20, 7, [(0, 7)]), undisturbed[stop:])
+        assert_same(training_batches(builder, stop, 20, 7, [(0, 7)]), undisturbed[stop:])
 
 
 @pytest.mark.parametrize("hosts", [1, 3])
@@ -133,7 +189,7 @@ def test_several_threads_keep_the_order(
 
     uneven = make_builder(shards, kind=Uneven)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    batches = pipeline.training_batches(uneven, 0, 24, 6, [(0, 6)])
+    batches = training_batches(uneven, 0, 24, 6, [(0, 6)])
     assert_same(batches, [builder.batch(6 * step, 6 * step + 6) for step in range(24)])
 
 
@@ -149,13 +205,13 @@ def test_batches_are_not_copied(shards: list[store.Shard]):
             return batch
 
     watched = make_builder(shards, kind=Watched)
-    for batch in pipeline.training_batches(watched, 0, 3, 64, [(0, 64)]):
+    for batch in training_batches(watched, 0, 3, 64, [(0, 64)]):
         assert {array.ctypes.data for array in batch.values()} <= built
 
 
 def test_what_the_builder_raises_comes_out_as_it_is():
     bad = make_builder(slow.shards([[[[5, 6, 7] * 50], [[8, 9, V + 1]]]]))
-    batches = pipeline.training_batches(bad, 0, 100, 3, [(0, 3)])
+    batches = training_batches(bad, 0, 100, 3, [(0, 3)])
     with pytest.raises(UserError, match=f"token 152 is {V + 1}") as caught:
         list(batches)
     assert caught.value.__cause__ is None
@@ -164,13 +220,13 @@ def test_what_the_builder_raises_comes_out_as_it_is():
 
 def test_rows_outside_the_batch_are_refused(builder: examples.ExampleBuilder):
     with pytest.raises(ValueError, match=r"rows \[4, 9\) are not in a batch of 8"):
-        pipeline.training_batches(builder, 0, 1, 8, [(4, 9)])
+        training_batches(builder, 0, 1, 8, [(4, 9)])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_leaving_early_leaves_no_threads(builder: examples.ExampleBuilder):
     def leave_early() -> int:
-        batches = pipeline.training_batches(builder, 0, 10**9, 32, [(0, 32)])
+        batches = training_batches(builder, 0, 10**9, 32, [(0, 32)])
         next(batches)
         running = len(os.listdir("/proc/self/task"))  # noqa: PTH208
         batches.close()
@@ -210,7 +266,7 @@ options = examples.ExampleOptions(16, 3, 0.15, 3, 0.1, 3, "sop", "split")
 shard = store.Shard(np.full(40, 7, np.uint16), np.arange(0, 41, 5), np.array([0, 8]))
 builder = Slow([shard], words, options)
 list(pipeline.evaluation_batches(builder, 2, [(0, 2)]))
-batches = pipeline.training_batches(builder, 0, 10**9, 4, [(0, 4)])
+batches = pipeline.training_batches([pipeline.Stage(builder, 4, [(0, 4)])], 0, 10**9)
 print(next(batches)["input_ids"].shape)
 """
     quiet = {"TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS"}

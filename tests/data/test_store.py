@@ -4,10 +4,12 @@ import json
 import random
 import shutil
 
+import bucket as bucket_lib
 import numpy as np
 import pytest
 
-from albert_jax.data import store, tokenizer
+from albert_jax import storage
+from albert_jax.data import examples, nearby, store, tokenizer
 from albert_jax.errors import UserError
 
 
@@ -183,3 +185,39 @@ def test_nothing_is_unpickled(made):
     file.write_bytes(content.ljust(size, b"\0")[:size])
     with pytest.raises(UserError, match="cannot be read"):
         store.open_store(made).split("train")
+
+
+def test_of_a_bucket_only_the_offsets_and_the_tokens_at_hand_are_on_the_disk(
+    made, tmp_path, monkeypatch
+):
+    with bucket_lib.served() as bucket:
+        for name, value in bucket.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv(storage.CACHE, str(tmp_path / "cache"))
+        storage._files.cache_clear()
+        place = f"gs://{bucket_lib.NAME}/store"
+        for file in made.rglob("*.*"):
+            if file.is_file():
+                storage.upload(file, f"{place}/{file.relative_to(made)}")
+        here = store.open_store(made)
+        there = store.open_store(place, whole=False)
+        assert not list(there.path.rglob("*.npy"))
+
+        def tokens_here() -> list[str]:
+            return sorted(file.name[:5] for file in (there.path / "train").glob("*.tokens.npy"))
+
+        words = examples.Vocabulary(30_000, 2, 3, 4, np.ones(30_000, bool), np.arange(30_000) < 5)
+        options = examples.ExampleOptions(
+            32, 5, 0.15, 3, 0.1, 3, "sop", "split", shuffle="shard", shuffle_shards=1
+        )
+        whole = examples.ExampleBuilder(here.split("train"), words, options)
+        largest = max(shard["tokens"] for shard in here.manifest["splits"]["train"]["shards"])
+        shards, near = nearby.of_store(there, "train", 2 * 2 * largest)
+        assert tokens_here() == []
+        few = examples.ExampleBuilder(shards, words, options, near)
+        for first in range(0, 3 * whole.examples_per_epoch, 2):
+            wanted, found = (each.batch(first, first + 2) for each in (whole, few))
+            for name, values in wanted.items():
+                np.testing.assert_array_equal(found[name], values)
+            assert 1 <= len(tokens_here()) <= 3  # one at hand, one that comes, one on its way out
+        storage._files.cache_clear()

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from albert_jax.data import text
+from albert_jax.data import sources, text
 from albert_jax.errors import UserError
 
 # Written for these tests: what wrapping makes hard. Names in mid-sentence, abbreviations, dashes,
@@ -74,14 +74,14 @@ ALL_SENTENCES = [sentence for paragraph in SENTENCES for sentence in paragraph]
 
 def read(path, largest=1 << 30, file_format="", **reading):
     """Documents of a file as lists of sentences, read unit by unit; and what was skipped."""
-    how = text.Reading(**reading)
-    skipped = text.Skipped()
+    how = sources.Reading(**reading)
+    skipped = sources.Skipped()
     told = []
-    units = text.units(str(path), file_format, how, largest)
+    units = sources.units(str(path), file_format, how, largest)
     documents = [
         [found for paragraph in document for found in text.sentences(paragraph, how.language)]
         for unit in units
-        for document in text.documents(unit, how, skipped, told.append)
+        for document in sources.documents(unit, how, skipped, told.append)
     ]
     # A progress bar that ends at 100 %, whatever was found.
     assert sum(told) == path.stat().st_size
@@ -254,13 +254,13 @@ def test_a_document_over_the_limit_comes_in_parts_without_loss(tmp_path):
         for index in range(350_000)
     ]
     path.write_text("\n".join(lines))
-    how, skipped = text.Reading(document="file"), text.Skipped()
-    (unit,) = text.units(str(path), "", how, 1 << 20)
-    parts = list(text.documents(unit, how, skipped, lambda size: None))
+    how, skipped = sources.Reading(document="file"), sources.Skipped()
+    (unit,) = sources.units(str(path), "", how, 1 << 20)
+    parts = list(sources.documents(unit, how, skipped, lambda size: None))
     assert " ".join(paragraph for part in parts for paragraph in part) == " ".join(lines)
     assert all(part[-1].endswith(".") for part in parts[:-1])
     assert len(parts) > 2
-    assert all(sum(map(len, part)) < 1.2 * text.DOCUMENT_LIMIT for part in parts)
+    assert all(sum(map(len, part)) < 1.2 * sources.DOCUMENT_LIMIT for part in parts)
     assert [count for count, _ in skipped.values()] == [len(parts) - 1]
 
 
@@ -322,9 +322,9 @@ def test_files_are_found_by_pattern_sorted_and_once(tmp_path, monkeypatch):
     for name in ("b.txt", "a.txt", "deep/er/c.txt", "odd[1].txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
-    assert text.find_files(["b.txt", "*.txt"]) == ["b.txt", "a.txt", "odd[1].txt"]
-    assert text.find_files(["**/*.txt"]) == ["a.txt", "b.txt", "deep/er/c.txt", "odd[1].txt"]
-    assert text.find_files(["odd[1].txt"]) == ["odd[1].txt"]
+    assert sources.find(["b.txt", "*.txt"]) == ["b.txt", "a.txt", "odd[1].txt"]
+    assert sources.find(["**/*.txt"]) == ["a.txt", "b.txt", "deep/er/c.txt", "odd[1].txt"]
+    assert sources.find(["odd[1].txt"]) == ["odd[1].txt"]
     for pattern, message in (("*.md", "names no file"), ("deep", "is a folder")):
         with pytest.raises(UserError, match=message):
-            text.find_files([pattern])
+            sources.find([pattern])

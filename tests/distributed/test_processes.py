@@ -104,6 +104,8 @@ def start(
                     **os.environ,
                     "PYTHONPATH": str(ROOT),
                     "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}",
+                    # Process 0 alone would fill it and be helped by it, and wait for the others.
+                    "JAX_ENABLE_COMPILATION_CACHE": "false",
                 },
             )
         run.processes.append(process)

@@ -101,7 +101,7 @@ def full_rows(features: Features) -> Features:
 
 
 def batches(run: program.Program, task: Task, start: finetuning.Origin) -> list[dict[str, Any]]:
-    rows = course_lib.Course(run, task, start.tokenizer).examples
+    rows = course_lib.Course(run, task, start.tokenizer).examples(run.config.stages[0])
     return [rows.rows(np.arange(step * BATCH, (step + 1) * BATCH)) for step in range(STEPS)]
 
 

@@ -32,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder with a pretrained run and a table of two classes that their signs tell apart."""
     folder = tmp_path_factory.mktemp("finetuning")
     store = small_store.make(folder)
-    small_store.run_command(
+    small_store.run_here(
         "train",
         f"--config={ROOT / 'configs' / 'tiny.py'}",
         *SIZES,
@@ -74,7 +74,7 @@ def arguments(place: pathlib.Path, workdir: pathlib.Path, *more: str) -> tuple[s
 
 @pytest.fixture(scope="module")
 def tuned(place: pathlib.Path) -> pathlib.Path:
-    small_store.run_command("finetune", *arguments(place, place / "tuned"))
+    small_store.run_here("finetune", *arguments(place, place / "tuned"))
     return place / "tuned"
 
 
@@ -101,7 +101,7 @@ def test_a_run_learns_and_leaves_figures_predictions_and_pictures(place, tuned):
     assert sum(hits) / len(hits) == pytest.approx(best["accuracy"])
     for name in ("overview", "confusion", "loss"):
         assert (tuned / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    again = small_store.run_command("finetune", *arguments(place, tuned))
+    again = small_store.run_here("finetune", *arguments(place, tuned))
     assert "is trained already" in again.stderr + again.stdout
 
 

@@ -1,6 +1,7 @@
 """What `auto` becomes, and what is refused for want of memory."""
 
 import dataclasses
+import pathlib
 
 import jax
 import numpy as np
@@ -106,8 +107,14 @@ def test_the_compilers_refusals_are_read(message, found):
     assert fitting._out_of_memory(message) == (found and tuple(map(int, found)))
 
 
-def test_the_cpu_does_not_say_what_it_has():
-    assert fitting.memory_limit(jax.devices()[0]) is None
+def test_devices_of_a_cpu_share_the_machines_memory():
+    kilobytes = next(
+        int(line.split()[1])
+        for line in pathlib.Path("/proc/meminfo").read_text().splitlines()
+        if line.startswith("MemTotal:")
+    )
+    limit = fitting.memory_limit(jax.devices()[0])
+    assert limit * len(jax.devices()) == pytest.approx(kilobytes * 1024, rel=0.02)
 
 
 def zeros(run):

@@ -214,8 +214,9 @@ def test_a_batch_that_is_not_finite_is_left_out_for_ever(poisoned, tmp_path, cap
     assert numbers(found) == numbers(told)
 
 
-def test_a_run_that_stands_still_says_where_and_leaves(store, tmp_path):
+def test_a_run_that_stands_still_says_where_and_leaves(store, tmp_path, monkeypatch):
     workdir = tmp_path / "still"
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")  # no other test has compiled it
     began = time.monotonic()
     done = small_store.run_command(
         "train",
@@ -238,6 +239,8 @@ def test_stopped_while_it_compiles_or_evaluates_nothing_is_lost(undisturbed, sto
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # Loaded, it would not be caught.
+            env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": str(line > 0)},
         )
         wait_for_lines(workdir, line, process)
         process.send_signal(signal.SIGTERM)

@@ -1,0 +1,267 @@
+"""Every fine-tuning task by its one command: from a pretrained encoder, from random weights of the
+same shape, and two baselines that know no language, in one table.
+
+The majority baseline says the most frequent label of the training rows. The bag baseline is
+scikit-learn's TF-IDF over the pieces of each segment and the pairs of neighbouring pieces, with a
+logistic regression (a ridge regression for numbers; the bare cosine for retrieval), on the very
+pieces that the encoder reads. Both are scored by the task's own figures.
+
+  python benchmarks/tasks.py --init=runs/mine --data=DATA --output=runs/tasks
+  python benchmarks/tasks.py --init=runs/mine --data=DATA --output=runs/tasks --tasks sst-2 mrpc
+
+DATA holds `glue/` (the TSV folders), `squad/`, `race/RACE/`, `xnli/`, `ner/`, `retrieval/` and
+`corpus/en_novels/`; a task whose folder is missing is left out. QNLI is trained on a part of its
+validation rows and scored on the others, for its training set may be only a sample; `authors` is a
+table of paragraphs of ten novels, made here.
+"""
+
+import argparse
+import csv
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse
+from sklearn.feature_extraction.text import TfidfTransformer
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from albert_jax import config as config_lib
+from albert_jax.data.tokenizer import Tokenizer
+from albert_jax.interop import models
+from albert_jax.tasks import course
+from albert_jax.tasks.task import Features, Outputs, Task
+from albert_jax.training import telemetry
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+HEADS_OF_TEXTS = ("sequence_classification", "embedding")  # which a bag of pieces can do
+QNLI_TRAIN = 4463  # of its 5,463 validation rows
+
+
+class Run(NamedTuple):
+    """What a task is trained with, small enough for a laptop.
+
+    Attributes:
+        config: file and argument.
+        folder: of its files, under DATA; {scratch} is where files are made.
+        epochs: passes over the training rows.
+        length: pieces of a row at most.
+        rows: about how many are trained on, for the steps between evaluations.
+        more: other overrides.
+    """
+
+    config: str
+    folder: str
+    epochs: int
+    length: int
+    rows: int
+    more: tuple[str, ...] = ()
+
+
+TASKS = {
+    "cola": Run("glue.py:cola", "glue", 2, 64, 8551),
+    "sst-2": Run("glue.py:sst-2", "glue", 5, 64, 3000),
+    "mrpc": Run("glue.py:mrpc", "glue", 4, 112, 3668),
+    "sts-b": Run("glue.py:sts-b", "glue", 4, 64, 5749),
+    "qqp": Run("glue.py:qqp", "glue", 4, 64, 3000),
+    "mnli": Run("glue.py:mnli", "glue", 5, 80, 2820),
+    "qnli": Run("glue.py:qnli", "{scratch}", 5, 96, QNLI_TRAIN),
+    "rte": Run("glue.py:rte", "glue", 3, 112, 2490),
+    "wnli": Run("glue.py:wnli", "glue", 3, 64, 635),
+    "squad 1.1": Run(
+        "squad.py:v1",
+        "squad",
+        1,
+        128,
+        9000,
+        ("task.train=train-v1.1.json", "task.validation=dev-v1.1.json", "task.max_query_length=24"),
+    ),
+    "squad 2.0": Run("squad.py:v2", "squad", 1, 128, 9000, ("task.max_query_length=24",)),
+    "race": Run(
+        "race.py:v2",
+        "race",
+        2,
+        128,
+        1636,
+        ("task.train=RACE/dev", "task.validation=RACE/test", "task.max_query_length=48"),
+    ),
+    "xnli": Run("xnli.py", "xnli", 5, 80, 2820, ("task.train=../glue/MNLI/train.tsv",)),
+    "ner wikiann": Run("ner.py", "ner/wikiann/en", 4, 64, 5000),
+    "ner conll": Run("ner.py", "ner/conll2003_subset", 8, 64, 1200),
+    "cranfield": Run("retrieval.py", "retrieval/cranfield", 8, 96, 960),
+    "authors": Run("table.py", "{scratch}", 5, 64, 2000, ("task.train=train.csv",)),
+}
+
+
+def main() -> None:
+    """Makes the runs that are not there yet, and prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--init", required=True, type=pathlib.Path, metavar="MODEL")
+    parser.add_argument("--data", required=True, type=pathlib.Path, metavar="DATA")
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder of the runs")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, metavar="TASK")
+    parser.add_argument("--learning_rate", type=float, default=5e-4)
+    parser.add_argument("--more", nargs="*", default=(), metavar="FIELD=VALUE", help="of all runs")
+    args = parser.parse_args()
+    scratch = args.output / "files"
+    scratch.mkdir(parents=True, exist_ok=True)
+    resplit_qnli(args.data / "glue" / "QNLI" / "dev.tsv", scratch / "QNLI")
+    authors(args.data / "corpus" / "en_novels", scratch)
+    model = models.read(args.init)
+    tokenizer = models.read_tokenizer(args.init, model)
+    if tokenizer is None:
+        raise SystemExit(f"--init={args.init} has no tokenizer")
+    print(f"{'task':14}{'figure':22}{'majority':>10}{'bag':>10}{'random':>10}{'pretrained':>12}")
+    for name in args.tasks:
+        folder = args.data / TASKS[name].folder.format(scratch=scratch.resolve())
+        if folder.exists():
+            print(line(name, folder, tokenizer, args), flush=True)
+
+
+def line(name: str, folder: pathlib.Path, tokenizer: Tokenizer, args: argparse.Namespace) -> str:
+    """One line of the table."""
+    flags = overrides(TASKS[name], folder, args)
+    config = config_lib.load(f"{ROOT / 'configs' / TASKS[name].config}", flags)
+    task = course.read(config, tokenizer)
+    split = next(split for split in task.splits if split.score is not None)
+    cells = [f"{'':>10}"] * 2
+    if task.head in HEADS_OF_TEXTS:
+        guesses = (majority(task, split.features), bag(task, split.features, tokenizer.vocab_size))
+        for place, outputs in enumerate(guesses):
+            if outputs and split.score:
+                cells[place] = f"{split.score(outputs)[task.best_by]:>10.4f}"
+    for start in ("random", "pretrained"):
+        workdir = args.output / name.replace(" ", "_") / start
+        if not (workdir / "evaluation.json").exists():
+            fresh = ("--fresh",) if start == "random" else ()
+            finetune(name, workdir, args.init, flags, fresh)
+        found = json.loads((workdir / "evaluation.json").read_text())["splits"][split.name]
+        cells.append(f"{found[task.best_by]:>10.4f}")
+    curve = telemetry.read_metrics(args.output / name.replace(" ", "_") / start / "metrics.jsonl")
+    steps = max(row["step"] for row in curve)
+    return f"{name:14}{task.best_by:22}{''.join(cells[:3])}{cells[3]:>12}   {steps} steps"
+
+
+def overrides(run: Run, folder: pathlib.Path, args: argparse.Namespace) -> list[str]:
+    """What a laptop's run sets."""
+    steps = run.epochs * -(-run.rows // 32)
+    return [
+        f"data.path={folder}",
+        f"data.max_seq_length={run.length}",
+        f"train.epochs={run.epochs}",
+        "train.global_batch_size=32",
+        f"optimizer.learning_rate={args.learning_rate}",
+        f"optimizer.warmup_steps={max(steps // 10, 1)}",
+        f"eval.every_steps={max(steps // 3, 1)}",
+        f"checkpoint.every_steps={max(steps // 3, 1)}",
+        "checkpoint.keep=1",
+        "model.hidden_dropout_prob=0.1",
+        "model.attention_probs_dropout_prob=0",
+        "model.dtype=float32",
+        *run.more,
+        *args.more,
+    ]
+
+
+def finetune(
+    name: str, workdir: pathlib.Path, init: pathlib.Path, flags: list[str], fresh: tuple[str, ...]
+) -> None:
+    """Runs the command; its output goes to a file beside the run."""
+    command = [
+        *(sys.executable, "-m", "albert_jax.finetune", f"--init={init}", f"--workdir={workdir}"),
+        f"--config={ROOT / 'configs' / TASKS[name].config}",
+        *(f"--config.{flag}" for flag in flags),
+        *fresh,
+    ]
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    log = workdir.with_suffix(".log")
+    with log.open("w") as file:
+        if subprocess.run(command, stdout=file, stderr=file).returncode:
+            raise SystemExit(f"{name} failed; see {log}")
+
+
+def majority(task: Task, features: Features) -> Outputs | None:
+    """The most frequent label of the training rows, for every row; None for numbers and vectors."""
+    labels = task.train.targets.get("labels")
+    if labels is None or labels.dtype != np.int32:
+        return None
+    counts = np.bincount(labels[labels >= 0], minlength=len(task.labels))
+    logits = np.eye(len(task.labels), dtype=np.float32)[counts.argmax()]
+    return {"logits": [logits] * len(features)}
+
+
+def bag(task: Task, features: Features, vocab_size: int) -> Outputs:
+    """What a linear model on TF-IDF of pieces says; for retrieval the vectors themselves."""
+    columns = 2 * (vocab_size + _PAIRS)
+    if task.head == "embedding":
+        found = TfidfTransformer(sublinear_tf=True).fit_transform(counts(features, vocab_size))
+        return {"logits": list(found.toarray().astype(np.float32))}
+    weigh = TfidfTransformer(sublinear_tf=True)
+    train = weigh.fit_transform(counts(task.train, vocab_size))
+    held_out: Any = weigh.transform(counts(features, vocab_size))
+    assert train.shape[1] == columns
+    labels = task.train.targets["labels"]
+    if labels.dtype == np.int32:
+        known = labels >= 0
+        linear: Any = LogisticRegression(max_iter=1000, C=10).fit(train[known], labels[known])
+        logits = np.full((len(features), len(task.labels)), -1e9, np.float32)
+        logits[:, linear.classes_] = linear.predict_log_proba(held_out)
+        return {"logits": list(logits)}
+    known = ~np.isnan(labels)
+    numbers = Ridge(alpha=1.0).fit(train[known], labels[known]).predict(held_out)
+    return {"logits": list(numbers.astype(np.float32)[:, None])}
+
+
+_PAIRS = 1 << 16  # columns that neighbouring pieces are hashed to
+
+
+def counts(features: Features, vocab_size: int) -> scipy.sparse.csr_matrix:
+    """How often each row has each piece, and each pair of neighbours, in its first segment and in
+    its others; only the first sequence of a row is counted.
+    """
+    rows, columns = [], []
+    for row in range(len(features)):
+        begin, end = features.offsets[row * features.choices : row * features.choices + 2]
+        ids, types = features.ids[begin:end].astype(np.int64), features.types[begin:end] > 0
+        pairs = vocab_size + (ids[:-1] * 31_337 + ids[1:]) % _PAIRS
+        found = np.concatenate([ids, pairs])
+        second = np.concatenate([types, types[1:]])
+        columns.append(found + second * (vocab_size + _PAIRS))
+        rows.append(np.full(len(found), row))
+    place = np.concatenate(rows), np.concatenate(columns)
+    shape = (len(features), 2 * (vocab_size + _PAIRS))
+    return scipy.sparse.csr_matrix((np.ones(len(place[0])), place), shape)
+
+
+def resplit_qnli(source: pathlib.Path, target: pathlib.Path) -> None:
+    """The first rows of QNLI's validation set to train on, the rest to be scored."""
+    if source.exists():
+        target.mkdir(exist_ok=True)
+        header, *lines = source.read_text(encoding="utf-8").splitlines()
+        for name, part in (("train", lines[:QNLI_TRAIN]), ("dev", lines[QNLI_TRAIN:])):
+            (target / f"{name}.tsv").write_text("\n".join([header, *part, ""]), encoding="utf-8")
+
+
+def authors(novels: pathlib.Path, target: pathlib.Path) -> None:
+    """A table of paragraphs and who wrote them, ten novels of which a paragraph is a line."""
+    rows: dict[str, list[str]] = {}
+    for path in sorted(novels.glob("*.txt")):
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        long = [line.strip() for line in lines if 200 <= len(line) <= 1000]
+        author = path.stem.split("_")[0]
+        if len(long) >= 250 and author not in rows:
+            rows[author] = long[:250]
+    for name, part in (("train", slice(0, 200)), ("validation", slice(200, 250))):
+        with (target / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "label"])
+            for author, paragraphs in list(rows.items())[:10]:
+                writer.writerows([text, author] for text in paragraphs[part])
+
+
+if __name__ == "__main__":
+    main()
