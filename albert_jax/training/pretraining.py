@@ -114,23 +114,24 @@ class Course:
         if self._config.model.sentence_objective == "none":
             return "padding: little, full sentences fill the rows"
         if isinstance(self._alike, examples.ExampleBuilder):
-            return f"padding: {self._padding(self._alike)}"
+            return f"padding: {_padding(self._alike.packing(), self._config.data.packing)}"
         if not isinstance(self._alike, mixture.Mixture):
             return ""
         each = zip(corpus.parts(self._data), self._alike.builders, strict=True)
         return "\n".join(
-            f"padding of {name}: {self._padding(builder)}"
+            f"padding of {name}: {_padding(builder.packing(), self._config.data.packing)}"
             for (name, _), builder in each
             if isinstance(builder, examples.ExampleBuilder)
         )
 
-    def _padding(self, builder: examples.ExampleBuilder) -> str:
-        found = builder.packing()
-        without, packed = f"{found.padding_without:.1%}", f"{found.padding_with:.1%}"
-        pairs = f"{found.pairs / found.rows:.1f} pairs a row"
-        if self._config.data.packing:
-            return f"{packed} of the places ({pairs}), {without} without data.packing"
-        return f"{without} of the places, {packed} with data.packing=True ({pairs})"
+
+def _padding(found: examples.Packing, packed: bool) -> str:
+    """How much of the rows is padding, as they are and as they would be."""
+    without, within = f"{found.padding_without:.1%}", f"{found.padding_with:.1%}"
+    pairs = f"{found.pairs / found.rows:.1f} pairs a row"
+    if packed:
+        return f"{within} of the places ({pairs}), {without} without data.packing"
+    return f"{without} of the places, {within} with data.packing=True ({pairs})"
 
 
 def _attended(segment_ids_BL: np.ndarray) -> float:

@@ -43,7 +43,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     documents = [small_store.sentences(n, rng.randint(1, 3)) for n in range(900)]
     text = "\n\n".join("\n".join(lines) for lines in documents)
     (folder / "text.txt").write_text(text, encoding="utf-8")
-    small_store.run_command(
+    small_store.run_here(
         "prepare",
         f"--input={folder / 'text.txt'}",
         f"--output={folder / 'store'}",
@@ -61,11 +61,10 @@ def lines(workdir: pathlib.Path) -> list[dict]:
     return [{name: row[name] for name in kept if name in row} for row in rows]
 
 
-def test_a_packed_run_resumes_to_the_bit_and_is_evaluated_unpacked(store, tmp_path, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+def test_a_packed_run_resumes_to_the_bit_and_is_evaluated_unpacked(store, tmp_path):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     arguments = (*CONFIG, PACKED, f"--config.data.path={store}")
-    done = small_store.run_command("train", *arguments, f"--workdir={whole}")
+    done = small_store.run_here("train", *arguments, f"--workdir={whole}")
     found = re.search(PADDING, done.stdout)
     assert found, done.stdout
     packed, pairs, alone = map(float, found.groups())
@@ -77,14 +76,14 @@ def test_a_packed_run_resumes_to_the_bit_and_is_evaluated_unpacked(store, tmp_pa
     # As if killed after step 4: the state of that step, and lines beyond it that are made again.
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "checkpoints" / "6")
-    again = small_store.run_command("train", *arguments, f"--workdir={resumed}")
+    again = small_store.run_here("train", *arguments, f"--workdir={resumed}")
     assert "goes on after step 4" in again.stderr
     assert lines(resumed) == lines(whole)
     assert [row["step"] for row in lines(whole) if "split" not in row] == list(range(1, 7))
 
     # Every held-out pair in a row of its own: these documents make one each.
     figures = tmp_path / "figures.json"
-    small_store.run_command("evaluate", f"--workdir={whole}", f"--json={figures}")
+    small_store.run_here("evaluate", f"--workdir={whole}", f"--json={figures}")
     held_out = store_lib.open_store(store).split("validation")
     documents = sum(len(shard.documents) - 1 for shard in held_out)
     assert json.loads(figures.read_text())["examples"] == documents
@@ -95,16 +94,16 @@ def test_a_packed_run_resumes_to_the_bit_and_is_evaluated_unpacked(store, tmp_pa
     [
         (
             {"model": config.ModelConfig(sentence_objective="none")},
-            "data.packing=True does not go with model.sentence_objective=none: its rows are filled",
+            "model.sentence_objective=none: its rows are full of sentences anyway; set it to False",
         ),
         (
             {"task": config.TaskConfig(name="mrpc")},
-            "data.packing=True does not go with task.name=mrpc: a fine-tuning's rows are batched",
+            "task.name=mrpc: a fine-tuning's rows are batched by length; set it to False",
         ),
     ],
 )
 def test_packing_is_refused_where_it_has_no_meaning(changes: dict, message: str):
-    with pytest.raises(UserError, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(f"data.packing=True does not go with {message}")):
         dataclasses.replace(config.Config(data=config.DataConfig(packing=True)), **changes)
     with pytest.raises(UserError, match=r"data\.max_pairs_per_seq=0 is too small"):
         config.DataConfig(packing=True, max_pairs_per_seq=0)
