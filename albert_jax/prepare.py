@@ -328,8 +328,8 @@ def _summary(made: store.Store, seconds: float) -> str:
     command = ["python", "-m", "albert_jax.train", f"--config={config}"]
     if made.vocab_size != vocab_size:
         command.append("--config.model.vocab_size=0")
-    command += [f"--config.data.path={made.path}", f"--workdir=runs/{Path(config).stem}"]
-    return "\n".join([*lines, f"the store is {made.path}; next:", f"  {shlex.join(command)}"])
+    command += [f"--config.data.path={made.place}", f"--workdir=runs/{Path(config).stem}"]
+    return "\n".join([*lines, f"the store is {made.place}; next:", f"  {shlex.join(command)}"])
 
 
 def _mean(total: int, count: int) -> str:

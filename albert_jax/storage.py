@@ -17,6 +17,7 @@ but for its arrays, which TensorStore sends: `checkpoint_folder` gives it the sa
 """
 
 import asyncio
+import base64
 import contextlib
 import functools
 import hashlib
@@ -136,7 +137,7 @@ def size(place: str | PurePath) -> int:
         return _files().info(_key(place))["size"]
 
 
-def state(place: str | PurePath) -> list[Any]:
+def state(place: str | PurePath) -> list[int]:
     """What changes when an object is written anew: its size and generation.
 
     Raises:
@@ -144,7 +145,7 @@ def state(place: str | PurePath) -> list[Any]:
     """
     with _asking(place):
         info = _files().info(_key(place))
-        return [info["size"], str(info.get("generation"))]
+        return [info["size"], int(info.get("generation") or 0)]
 
 
 def listing(place: str | PurePath) -> dict[str, int]:
@@ -173,12 +174,14 @@ def glob(pattern: str) -> list[str]:
         return [f"gs://{name}" for name in sorted(_files().glob(key)) if not name.endswith("/")]
 
 
-def open_binary(place: str | PurePath) -> BinaryIO:
-    """An object to read from and to seek in.
+def opened(place: str | PurePath) -> BinaryIO:
+    """A local file or an object, to read from and to seek in.
 
     Raises:
         FileNotFoundError: there is none.
     """
+    if not is_remote(place):
+        return Path(place).open("rb")
     with _asking(place):
         file = _files().open(_key(place), "rb", block_size=_BLOCK >> 1, cache_type="readahead")
     return io.BufferedReader(_Asked(file, named(place)), 1 << 20)  # pyright: ignore[reportArgumentType]
@@ -220,6 +223,20 @@ def upload(path: Path, place: str | PurePath) -> None:
     """Copies a local file to an object; its MD5 is compared on arrival."""
     with _asking(place):
         _files().put_file(str(path), _key(place), consistency="md5")
+
+
+def holds(place: str | PurePath, path: Path) -> bool:
+    """Whether an object is there that has the bytes of a local file, by size and MD5."""
+    with _asking(place):
+        try:
+            info = _files().info(_key(place))
+        except FileNotFoundError:
+            return False
+    if info.get("size") != path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "md5").digest()
+    return base64.b64encode(found).decode() == info.get("md5Hash")
 
 
 def delete(place: str | PurePath) -> None:

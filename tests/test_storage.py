@@ -54,7 +54,7 @@ def test_what_is_written_is_read_and_listed(bucket, tmp_path):
     found = storage.download(f"{FOLDER}/big", tmp_path / "again", came.append)
     assert found == hashlib.sha256(big).hexdigest()
     assert sum(came) == len(big)
-    with storage.open_binary(f"{FOLDER}/big") as file:
+    with storage.opened(f"{FOLDER}/big") as file:
         file.seek(1_000_001)
         assert file.read(70_000) == big[1_000_001:1_070_001]
     storage.delete_folder(f"{FOLDER}/a")

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from albert_jax import progress as progress_lib
+from albert_jax import storage
 from albert_jax.data import (
     beam,
     claim,
@@ -37,6 +38,7 @@ from albert_jax.data import (
     sources,
     store,
     text,
+    upload,
     workers,
 )
 from albert_jax.data import quality as quality_lib
@@ -107,7 +109,8 @@ def prepare(inputs: Sequence[str], output: str, options: Options) -> store.Store
 
     Args:
         inputs: glob patterns; "python-docs" stands for the documentation of the installed packages.
-        output: the folder to be; must not exist, or be empty.
+        output: the folder to be, here or in a bucket (gs://, see `upload`); must not exist, or be
+            empty.
         options: what to make of it.
 
     Raises:
@@ -116,6 +119,11 @@ def prepare(inputs: Sequence[str], output: str, options: Options) -> store.Store
     """
     if options.cluster:
         options.cluster.check(inputs, output)
+    if storage.is_remote(output):
+        decisive = {**_decisive(options), "inputs": list(inputs)}
+        return upload.prepare(
+            output, decisive, options.resume, lambda folder: prepare(inputs, str(folder), options)
+        )
     path = Path(output)
     claim.refuse_taken(path)
     folder = path.with_name(path.name + store.UNFINISHED)

@@ -179,7 +179,7 @@ def _read_all(path: str, files: list[_Wanted], workers: int) -> dict[str, str]:
 
 def _opened(path: str, name: str) -> BinaryIO:
     if storage.is_remote(path):
-        return storage.open_binary(storage.join(path, name))
+        return storage.opened(storage.join(path, name))
     return (Path(path) / name).open("rb", buffering=0)
 
 
