@@ -207,6 +207,21 @@ def test_machines_that_share_but_a_bucket_write_the_same_store(flags, tmp_path, 
         written = [name for name in arrays if bucket.generation(f"store/{name}") != before[name]]
         shard = pathlib.Path(harmed).name.partition(".")[0]
         assert {pathlib.Path(name).name.partition(".")[0] for name in written} == {shard}
+        # As the command does it: input and output in the bucket, of which the workers see no more.
+        monkeypatch.setenv("ALBERT_JAX_CACHE", str(tmp_path / "cache"))
+        for novel in few[:2]:
+            storage.upload(pathlib.Path(novel), f"gs://{bucket_lib.NAME}/in/{novel[-9:]}")
+        prepare.main(
+            [
+                f"--input=gs://{bucket_lib.NAME}/in/*.txt",
+                *flags[1:],
+                f"--output=gs://{bucket_lib.NAME}/whole",
+                "--runner=DirectRunner",
+            ]
+        )
+        prepare.main([f"--verify=gs://{bucket_lib.NAME}/whole"])
+        assert {name.split("/")[0] for name in bucket.names()} >= {"in", "store", "whole"}
+        assert not bucket.names("whole.unfinished")
     storage._files.cache_clear()
 
 

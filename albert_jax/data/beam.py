@@ -78,7 +78,7 @@ class Cluster:
 
     def check(self, inputs: Sequence[str], output: str) -> None:
         """Raises UserError: Beam is not installed, or the machines would not see a path."""
-        if self.runner == "DataflowRunner":
+        if self.runner == "DataflowRunner" and not self.place:
             for flag, paths in (("input", inputs), ("output", (output,))):
                 for path in paths:
                     if "://" not in path:
@@ -87,6 +87,10 @@ class Cluster:
                             "not see it; put it into a bucket: gs://BUCKET/…"
                         )
         _beam(self.runner)
+
+    def clear(self) -> None:
+        """Deletes what only the work needed in the bucket."""
+        exchange.clear(self.place)
 
 
 def each(

@@ -143,10 +143,6 @@ class Exchange:
             for job in _all(bring, jobs):
                 progress.advance(sum(unit.size for unit in job.units))
 
-    def clear(self) -> None:
-        """Deletes all that was exchanged, of every task, but for the store itself."""
-        storage.delete_folder(self.place + store.UNFINISHED)
-
     def _written(self, job: Any, there: set[str]) -> list[str]:
         """The files of a job that is done, from its folder on."""
         begun = f"{job.name}."
@@ -167,6 +163,11 @@ class Exchange:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError), store.appearing(path) as unfinished:
             storage.download(self._of(name), unfinished)
+
+
+def clear(place: str) -> None:
+    """Deletes all that was exchanged for a store, but for the store itself."""
+    storage.delete_folder(f"{storage.named(place)}{store.UNFINISHED}")
 
 
 def _files(job: Any) -> dict[str, tuple[int, int]]:
