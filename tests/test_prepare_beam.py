@@ -14,8 +14,8 @@ import time
 
 import pytest
 
-from albert_jax import prepare
-from albert_jax.data import store
+from albert_jax import prepare, storage
+from albert_jax.data import beam, preparation, quality, sources, store, tokenizer
 from albert_jax.errors import UserError
 
 needs_beam = pytest.mark.skipif(
@@ -158,6 +158,71 @@ def test_a_full_disk_of_a_worker_is_one_message(flags, tmp_path):
     assert "File too large" in done.stderr
     assert "disk is full" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@needs_beam
+def test_machines_that_share_but_a_bucket_write_the_same_store(flags, tmp_path, monkeypatch):
+    bucket_lib = pytest.importorskip("bucket", reason="gcp-storage-emulator is not installed")
+    few = flags[0].removeprefix("--input=").split(",")[:4]
+    made = [
+        f"--input={','.join(few)}",
+        *flags[1:],
+        "--unique_paragraphs",
+        "--workers=1",
+        f"--output={tmp_path}/local",
+    ]
+    prepare.main(made)
+
+    def through_bucket(output: pathlib.Path) -> dict[str, str]:
+        cluster = beam.Cluster("DirectRunner", place=f"gs://{bucket_lib.NAME}/store")
+        options = preparation.Options(
+            tokenizer=flags[2].removeprefix("--tokenizer="),
+            trained_kind="",
+            vocab_size=30_000,
+            normalization=tokenizer.Normalization(),
+            reading=sources.Reading("file"),
+            file_format="",
+            validation_fraction=0.02,
+            workers=1,
+            resume=False,
+            cluster=cluster,
+            quality=quality.Quality(unique_paragraphs=prepare._flags(made).unique_paragraphs),
+        )
+        preparation.prepare(few, str(output), options)
+        return hashes(output)
+
+    with bucket_lib.served() as bucket:
+        for name, value in bucket.environment.items():
+            monkeypatch.setenv(name, value)
+        storage._files.cache_clear()
+        local = hashes(tmp_path / "local")
+        assert through_bucket(tmp_path / "one") == local
+        arrays = {name for name in local if name.endswith(".npy")}
+        assert arrays <= {name.removeprefix("store/") for name in bucket.names("store/")}
+        # The leader was lost and so is its disk: what is in the bucket is kept, but for harm.
+        before = {name: bucket.generation(f"store/{name}") for name in arrays}
+        harmed = max(name for name in arrays if name.endswith("tokens.npy"))
+        storage.write(f"gs://{bucket_lib.NAME}/store/{harmed}", b"harm")
+        assert through_bucket(tmp_path / "two") == local
+        written = [name for name in arrays if bucket.generation(f"store/{name}") != before[name]]
+        shard = pathlib.Path(harmed).name.partition(".")[0]
+        assert {pathlib.Path(name).name.partition(".")[0] for name in written} == {shard}
+        # As the command does it: input and output in the bucket, of which the workers see no more.
+        monkeypatch.setenv("ALBERT_JAX_CACHE", str(tmp_path / "cache"))
+        for novel in few[:2]:
+            storage.upload(pathlib.Path(novel), f"gs://{bucket_lib.NAME}/in/{novel[-9:]}")
+        prepare.main(
+            [
+                f"--input=gs://{bucket_lib.NAME}/in/*.txt",
+                *flags[1:],
+                f"--output=gs://{bucket_lib.NAME}/whole",
+                "--runner=DirectRunner",
+            ]
+        )
+        prepare.main([f"--verify=gs://{bucket_lib.NAME}/whole"])
+        assert {name.split("/")[0] for name in bucket.names()} >= {"in", "store", "whole"}
+        assert not bucket.names("whole.unfinished")
+    storage._files.cache_clear()
 
 
 def test_dataflow_wants_a_bucket(flags, tmp_path):

@@ -3,7 +3,7 @@
 In:  a task, its jobs (such as `shards.complete` and `ShardJob`s), and a `Cluster`: a runner of Beam
      by name, and its options.
 Out: what the task writes, and a record of each job, in the folder of the jobs, which all machines
-     see.
+     see, or through a bucket (`exchange`).
 
 Only the jobs travel through Beam: a machine reads its stretch of the input and writes its shard
 itself, by the same function as a local process. Beam may run a job twice, or at two places at once;
@@ -19,20 +19,19 @@ import importlib
 import json
 import logging
 import re
-import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from albert_jax import progress as progress_lib
+from albert_jax.data import exchange
 from albert_jax.data.workers import Advance
 from albert_jax.errors import UserError
 
 RUNNERS = ("DirectRunner", "DataflowRunner", "FlinkRunner", "SparkRunner")
 
 _LOOK_EVERY_SECS = 2.0  # at what is finished; a listing of the folder
-_FAILED = ".failed"
 # The system's word for it, as it comes back from a machine in the text of a traceback.
 _SYSTEM_ERROR = re.compile(r"OSError: (\[Errno \d+\] .*?)(?: \[while running|\\n|\n|$)")
 
@@ -51,11 +50,15 @@ class Job(Protocol):
     def folder(self) -> Path: ...  # noqa: D102
     @property
     def units(self) -> Sequence[_Unit]: ...  # noqa: D102
+    @property
+    def needs(self) -> Sequence[Path]: ...  # noqa: D102  files in the folder
+    def moved(self, folder: Path) -> Self: ...  # noqa: D102  the same job in another folder
 
 
 # Called with a job and where to tell bytes and documents done; a function of a module, since other
 # machines find it by its name.
 Task = Callable[[Any, Advance], Any]
+_Where = exchange.Shared | exchange.Exchange
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +68,17 @@ class Cluster:
     Attributes:
         runner: one of `RUNNERS`.
         options: what Beam gets, as it stands on a command line of Beam's own.
+        place: where the store is to be, gs://…, if all that the machines share is a bucket; "" for
+            a folder that all of them see.
     """
 
     runner: str
     options: tuple[str, ...] = ()
+    place: str = ""
 
     def check(self, inputs: Sequence[str], output: str) -> None:
         """Raises UserError: Beam is not installed, or the machines would not see a path."""
-        if self.runner == "DataflowRunner":
+        if self.runner == "DataflowRunner" and not self.place:
             for flag, paths in (("input", inputs), ("output", (output,))):
                 for path in paths:
                     if "://" not in path:
@@ -81,6 +87,10 @@ class Cluster:
                             "not see it; put it into a bucket: gs://BUCKET/…"
                         )
         _beam(self.runner)
+
+    def clear(self) -> None:
+        """Deletes what only the work needed in the bucket."""
+        exchange.clear(self.place)
 
 
 def each(
@@ -99,41 +109,39 @@ def each(
     # tracebacks of errors that are told below.
     here = cluster.runner == "DirectRunner"
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL if here else logging.INFO)
-    for job in jobs:
-        _failed_path(job).unlink(missing_ok=True)
+    where = exchange.Shared(jobs[0].folder)
+    if cluster.place:
+        where = exchange.Exchange(cluster.place, task.__name__)
+    where.send_needs(jobs)
     try:
         pipeline = beam.Pipeline(options=_pipeline_options(cluster))
         _ = (
             pipeline
             | "Shards" >> beam.Create(list(jobs))
             | "Spread" >> beam.Reshuffle()
-            | "Write" >> beam.Map(_work_there, task)
+            | "Write" >> beam.Map(_work_there, task, where)
         )
     except ValueError as error:
         raise UserError(f"--beam_options: {cluster.runner} refuses: {error}") from None
-    with _watching(jobs, progress):
+    with _watching(jobs, where, progress):
         try:
             _run(pipeline)
         except Exception as error:
-            _explain(jobs, cluster, error)
+            _explain(jobs, cluster, where, error)
             raise
-    _explain(jobs, cluster, None)
-    return [json.loads(_record_path(job).read_bytes()) for job in jobs]
+    _explain(jobs, cluster, where, None)
+    where.fetch(jobs)
+    return [json.loads((job.folder / f"{job.name}.json").read_bytes()) for job in jobs]
 
 
-def _work_there(job: Any, task: Any) -> None:
+def _work_there(job: Any, task: Any, where: Any) -> None:
     """What a machine does with a job. (Beam would check types that say more at run time.)"""
-    if not job.folder.is_dir():
-        raise UserError(
-            f"{job.folder} is not seen from {socket.gethostname()}; --output must be at a place "
-            "that all machines share."
-        )
     count = _beam_counters()
     try:
-        task(job, lambda size, documents: count(bytes=size, documents=documents))
+        where.work(job, lambda it: task(it, lambda size, more: count(bytes=size, documents=more)))
     except UserError as error:
         # Not raised: to try again would not mend it, and the others shall finish.
-        _failed_path(job).write_text(str(error), encoding="utf-8")
+        where.fail(job, str(error))
 
 
 def _beam_counters() -> Any:
@@ -157,12 +165,13 @@ def _run(pipeline: Any) -> None:
         raise
 
 
-def _explain(jobs: Sequence[Job], cluster: Cluster, error: Exception | None) -> None:
+def _explain(jobs: Sequence[Job], cluster: Cluster, where: _Where, error: Exception | None) -> None:
     """Raises UserError for a failure that has a known reason."""
-    failed = [path.read_text(encoding="utf-8") for path in map(_failed_path, jobs) if path.exists()]
+    names = where.names()
+    failed = [job for job in jobs if f"{job.name}{exchange.FAILED}" in names]
     if failed:
         more = f"\nShards that failed so: {len(failed)} of {len(jobs)}." if len(failed) > 1 else ""
-        raise UserError(f"{failed[0]}{more}")
+        raise UserError(f"{where.failure(failed[0])}{more}")
     if error is None:
         return
     said = str(error)
@@ -180,16 +189,19 @@ def _explain(jobs: Sequence[Job], cluster: Cluster, error: Exception | None) -> 
 
 
 @contextlib.contextmanager
-def _watching(jobs: Sequence[Job], progress: progress_lib.Progress) -> Iterator[None]:
+def _watching(
+    jobs: Sequence[Job], where: _Where, progress: progress_lib.Progress
+) -> Iterator[None]:
     """Shows what is finished, by the records that appear: so it is the same for all runners."""
-    sizes = {_record_path(job).name: sum(unit.size for unit in job.units) for job in jobs}
-    total, folder = len(sizes), jobs[0].folder
+    sizes = {f"{job.name}.json": sum(unit.size for unit in job.units) for job in jobs}
+    total = len(sizes)
     over = threading.Event()
 
     def look() -> None:
         while not over.wait(_LOOK_EVERY_SECS):
-            for name in [path.name for path in folder.glob("*-of-*.json") if path.name in sizes]:
-                progress.advance(sizes.pop(name), f"{total - len(sizes):,} shards")
+            with contextlib.suppress(UserError, OSError):  # a bucket that is away for now
+                for name in where.names() & sizes.keys():
+                    progress.advance(sizes.pop(name), f"{total - len(sizes):,} shards")
             progress.advance(0)
 
     watcher = threading.Thread(target=look, daemon=True)
@@ -199,14 +211,6 @@ def _watching(jobs: Sequence[Job], progress: progress_lib.Progress) -> Iterator[
     finally:
         over.set()
         watcher.join()
-
-
-def _record_path(job: Job) -> Path:
-    return job.folder / f"{job.name}.json"
-
-
-def _failed_path(job: Job) -> Path:
-    return job.folder / f"{job.name}{_FAILED}"
 
 
 def _beam(runner: str) -> Any:

@@ -39,7 +39,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -47,6 +47,7 @@ from albert_jax.data import quality as quality_lib
 from albert_jax.data import sources, store
 from albert_jax.data.workers import Advance
 
+DECISIONS = ("json", "alike.npy", "repeated.npy")  # what is decided of a shard, and its record
 _DECIDED = "decided.json"
 _M = 128  # values of a signature
 _WORDS = 5  # in a sequence
@@ -87,6 +88,15 @@ class ScanJob:
     folder: Path
     reading: sources.Reading
     quality: quality_lib.Quality
+
+    @property
+    def needs(self) -> list[Path]:
+        """What has to be in the folder before."""
+        return []
+
+    def moved(self, folder: Path) -> Self:
+        """The same job in another folder."""
+        return dataclasses.replace(self, folder=folder)
 
 
 def scan(job: ScanJob, advance: Advance) -> dict[str, Any]:

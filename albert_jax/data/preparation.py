@@ -123,9 +123,16 @@ def prepare(inputs: Sequence[str], output: str, options: Options) -> store.Store
     decisive = _decisive(options, given)
     if storage.is_remote(output):
         decisive = {**decisive, "inputs": list(inputs)}
-        return upload.prepare(
-            output, decisive, options.resume, lambda folder: prepare(inputs, str(folder), options)
+        here = options
+        if options.cluster:
+            cluster = dataclasses.replace(options.cluster, place=storage.named(output))
+            here = dataclasses.replace(options, cluster=cluster)
+        made = upload.prepare(
+            output, decisive, options.resume, lambda folder: prepare(inputs, str(folder), here)
         )
+        if here.cluster:
+            here.cluster.clear()
+        return made
     path = Path(output)
     claim.refuse_taken(path)
     folder = path.with_name(path.name + store.UNFINISHED)

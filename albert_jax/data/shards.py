@@ -19,7 +19,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -65,6 +65,16 @@ class ShardJob:
     def duplicates(self) -> Path:
         """Where it is decided what repeats, before any shard is written."""
         return self.folder / DUPLICATES
+
+    @property
+    def needs(self) -> list[Path]:
+        """What has to be in the folder before."""
+        decided = duplicates.DECISIONS if self.quality.needs_comparison else ()
+        return [self.tokenizer, *(self.duplicates / f"{self.name}.{kind}" for kind in decided)]
+
+    def moved(self, folder: Path) -> Self:
+        """The same job in another folder."""
+        return dataclasses.replace(self, folder=folder, tokenizer=folder / self.tokenizer.name)
 
 
 def plan(
