@@ -120,6 +120,11 @@ def prepare(inputs: Sequence[str], output: str, options: Options) -> store.Store
     if options.cluster:
         options.cluster.check(inputs, output)
     if storage.is_remote(output):
+        if options.cluster and options.cluster.runner != "DirectRunner":
+            raise UserError(
+                f"--output={output}: the workers of {options.cluster.runner} write into a folder "
+                "that all of them see; give the path where they have the bucket mounted."
+            )
         decisive = {**_decisive(options), "inputs": list(inputs)}
         return upload.prepare(
             output, decisive, options.resume, lambda folder: prepare(inputs, str(folder), options)
