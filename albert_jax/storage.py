@@ -56,6 +56,15 @@ class LostError(UserError):
     """A bucket that did not answer in time."""
 
 
+def is_lost(error: BaseException | None) -> bool:
+    """Whether a bucket that did not answer is what is behind an error."""
+    while error is not None:
+        if isinstance(error, LostError):
+            return True
+        error = error.__cause__
+    return False
+
+
 def is_remote(place: str | PurePath) -> bool:
     """Whether a place is in a bucket.
 
@@ -321,11 +330,12 @@ class Claim:
         trace: TracebackType | None,
     ) -> None:
         self._over.set()
-        if isinstance(error, LostError):
-            return
+        if is_lost(error):
+            return  # it is known to be ours by our death
         self._beating.join()
         if self._failure is None:
-            delete(self._place)
+            with contextlib.suppress(UserError) if error else contextlib.nullcontext():
+                delete(self._place)
 
     def check(self) -> None:
         """Raises UserError where the claim was lost to another process."""

@@ -115,11 +115,10 @@ def opened(place: str | pathlib.Path) -> Iterator[pathlib.Path]:
     mirror.start()
     try:
         yield folder
-    except storage.LostError:
-        raise  # there is nothing to write to
-    except BaseException:
-        with contextlib.suppress(UserError, OSError):
-            mirror.flush()
+    except BaseException as error:
+        if not storage.is_lost(error):  # else there is nothing to write to
+            with contextlib.suppress(UserError, OSError):
+                mirror.flush()
         raise
     else:
         mirror.flush()

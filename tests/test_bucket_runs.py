@@ -1,0 +1,277 @@
+"""All in a bucket that fails now and then: prepare, train, kill, go on, evaluate, as on a disk."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import time
+
+import bucket as bucket_lib
+import pytest
+import small_store
+
+from albert_jax import storage
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PLACE = f"gs://{bucket_lib.NAME}"
+STEPS = 24
+CONFIG = (
+    f"--config={ROOT / 'configs' / 'tiny.py'}",
+    f"--config.train.steps={STEPS}",
+    "--config.train.global_batch_size=8",
+    "--config.model.num_hidden_layers=1",
+    "--config.model.hidden_size=32",
+    "--config.model.intermediate_size=48",
+    "--config.data.max_seq_length=32",
+    "--config.data.max_predictions_per_seq=5",
+    "--config.optimizer.warmup_steps=5",
+    "--config.log.every_steps=1",
+    "--config.eval.every_steps=12",
+    "--config.eval.steps=2",
+    "--config.checkpoint.every_steps=5",
+)
+TIMES = re.compile(r".*(seconds|_per_second|utilization)$|goodput$")
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    with bucket_lib.served() as served, pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("bucket")
+        environment = {
+            **served.environment,
+            storage.CACHE: str(folder / "cache"),
+            storage.PATIENCE: "60",
+            # Compiled in half the time, and once.
+            "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+            "--xla_llvm_disable_expensive_passes=true",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+            environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / "programs")
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        storage._files.cache_clear()
+        yield served
+        storage._files.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def sound(bucket):
+    yield
+    bucket.fault = lambda method, path: None
+
+
+@pytest.fixture(scope="module")
+def local_store(bucket, tmp_path_factory) -> pathlib.Path:
+    return small_store.make(tmp_path_factory.mktemp("local"), documents=20)
+
+
+@pytest.fixture(scope="module")
+def local_run(local_store, tmp_path_factory) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("runs") / "local"
+    small_store.run_command("train", *arguments(local_store, workdir))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def store(bucket, local_store) -> str:
+    """The same store, prepared from the bucket into the bucket."""
+    text = local_store.parent / "text.txt"
+    storage.upload(text, f"{PLACE}/texts/text.txt")
+    small_store.run_command("prepare", *preparation(f"{PLACE}/store"))
+    return f"{PLACE}/store"
+
+
+def preparation(output: str) -> tuple[str, ...]:
+    return (
+        f"--input={PLACE}/texts/*.txt",
+        f"--output={output}",
+        "--train_tokenizer",
+        "--vocab_size=60",
+        "--validation_fraction=0.2",
+        "--workers=1",
+    )
+
+
+def arguments(store: pathlib.Path | str, workdir: pathlib.Path | str) -> tuple[str, ...]:
+    return (*CONFIG, f"--config.data.path={store}", f"--workdir={workdir}")
+
+
+def numbers(text: str) -> list[dict]:
+    rows = [json.loads(line) for line in text.splitlines()]
+    return [{k: v for k, v in row.items() if not TIMES.match(k)} for row in rows]
+
+
+def lines(bucket, run: str) -> int:
+    name = f"{run}/metrics.jsonl"
+    return bucket.read(name).count(b"\n") if bucket.names(name) else 0
+
+
+def whole_checkpoints(bucket, run: str) -> list[int]:
+    found = [
+        re.fullmatch(rf"{run}/checkpoints/(\d+)/commit_success.txt", n) for n in bucket.names()
+    ]
+    return sorted(int(one[1]) for one in found if one)
+
+
+def start(*command: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        small_store.command(*command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_until(process: subprocess.Popen, true) -> None:
+    while not true():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def test_a_store_in_a_bucket_is_the_one_on_a_disk(bucket, store, local_store):
+    def content(read, names):
+        return {name: read(name) for name in names if not name.startswith(("manifest", "."))}
+
+    ours = content(
+        lambda name: bucket.read(f"store/{name}"),
+        [name.removeprefix("store/") for name in bucket.names("store/")],
+    )
+    files = {p.relative_to(local_store).as_posix(): p for p in local_store.rglob("*.*")}
+    assert ours == content(lambda name: files[name].read_bytes(), files)
+    taken = small_store.run_command("prepare", *preparation(store), expect=1)
+    assert f"{store} is a token store already" in taken.stderr
+
+
+def test_killed_on_the_bucket_and_answered_503_a_run_gives_the_numbers_of_a_disk(
+    bucket, store, local_run
+):
+    run = f"{PLACE}/runs/killed"
+    process = start("train", *arguments(store, run))
+    wait_until(process, lambda: whole_checkpoints(bucket, "runs/killed"))
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    saved = whole_checkpoints(bucket, "runs/killed")[-1]
+    assert lines(bucket, "runs/killed") >= saved  # of each step up to it, whatever killed the run
+    # It goes on, and the bucket answers nothing for ten seconds from the next save on.
+    process = start("train", *arguments(store, run))
+    name = f"runs/killed/checkpoints/{saved + 5}/"
+    wait_until(process, lambda: bucket.names(name) or process.poll() == 0)
+    bucket.down_for(10.0)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "Traceback" not in output
+    assert numbers(bucket.read("runs/killed/metrics.jsonl").decode()) == numbers(
+        (local_run / "metrics.jsonl").read_text()
+    )
+    left = {name.split("/")[2] for name in bucket.names("runs/killed/")}
+    assert {"config.json", "tokenizer.model", "report", "tensorboard", "checkpoints"} <= left
+    assert ".lock" not in left
+    evaluated = small_store.run_command("evaluate", f"--workdir={run}", "--json=-")
+    reference = small_store.run_command("evaluate", f"--workdir={local_run}", "--json=-")
+    assert json.loads(evaluated.stdout) == json.loads(reference.stdout)
+    filled = small_store.run_command(
+        "predict", "fill-mask", f"--model={run}", "--json", "The cat sees the [MASK]."
+    )
+    assert json.loads(filled.stdout)["masks"]
+
+
+def test_a_bucket_that_goes_away_in_the_middle_of_a_save_leaves_the_last_checkpoint(
+    bucket, store, local_run, monkeypatch
+):
+    monkeypatch.setenv(storage.PATIENCE, "3")
+    run = f"{PLACE}/runs/lost"
+    second = "runs/lost/checkpoints/10/"
+
+    def gone(method: str, path: str) -> int | None:
+        lost.extend([path] if second in path and method != "GET" else [])
+        return 503 if lost else None
+
+    lost: list[str] = []
+    bucket.fault = gone
+    done = small_store.run_command("train", *arguments(store, run), expect=1)
+    assert re.search(r"error: .*gs://test-bucket", done.stderr), done.stderr
+    assert "the last checkpoint is step 5" in done.stderr or "of step 5" in done.stderr
+    assert "Traceback" not in done.stderr
+    bucket.fault = lambda method, path: None
+    assert whole_checkpoints(bucket, "runs/lost") == [5]
+    small_store.run_command("train", *arguments(store, run))
+    assert numbers(bucket.read("runs/lost/metrics.jsonl").decode()) == numbers(
+        (local_run / "metrics.jsonl").read_text()
+    )
+
+
+def test_a_damaged_or_missing_shard_and_an_unreadable_store_are_named(bucket, store, tmp_path):
+    from albert_jax.data import store as store_lib
+    from albert_jax.errors import UserError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(storage.CACHE, str(tmp_path))
+        name = "store/train/00000-of-00001.tokens.npy"
+        content = bucket.read(name)
+        opened = store_lib.open_store(store, whole=False)
+        assert not list(tmp_path.rglob("*.npy"))
+        storage.write(f"{PLACE}/{name}", content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(UserError, match=f"{PLACE}/{name} is damaged: its SHA-256 begins"):
+            opened.fetch("train", 0)
+        storage.delete(f"{PLACE}/{name}")
+        with pytest.raises(UserError, match=f"{PLACE}/{name} is missing"):
+            store_lib.open_store(store)
+        storage.write(f"{PLACE}/{name}", content)
+        shard = opened.fetch("train", 0)
+        opened.drop("train", 0)
+        assert not list(tmp_path.rglob("train/*.npy"))
+        assert shard.tokens.sum() > 0  # who has it keeps it
+        bucket.fault = lambda method, path: 403
+        with pytest.raises(UserError, match="may not be reached with the account"):
+            store_lib.open_store(store)
+        bucket.fault = lambda method, path: None
+        with pytest.raises(UserError, match=f"no token store {PLACE}/none"):
+            store_lib.open_store(f"{PLACE}/none")
+
+
+def test_copying_goes_on_where_it_was_killed(bucket, store, tmp_path):
+    from albert_jax.data import store as store_lib
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(storage.CACHE, str(tmp_path))
+        bucket.fault = lambda method, path: 404 if "validation" in path else None
+        with pytest.raises(Exception, match="is missing"):
+            store_lib.open_store(store)
+        bucket.fault = lambda method, path: None
+        bucket.requests.clear()
+        store_lib.open_store(store)
+        assert not any("tokenizer.model" in path for _, path in bucket.requests)
+        again = [path for _, path in bucket.requests if "train" in path]
+        assert not again, "what was copied is not copied again"
+
+
+def test_a_run_in_a_bucket_has_one_writer(bucket, store, local_run):
+    place = f"{PLACE}/runs/taken"
+    with storage.Claim(f"{place}/.lock", "{}"):
+        done = small_store.run_command("train", *arguments(store, place), expect=1)
+    assert f"--workdir={place}: process {os.getpid()} of" in done.stderr
+    assert "is training there" in done.stderr
+
+
+def test_an_upload_that_breaks_off_is_no_store_and_goes_on(bucket, store, monkeypatch):
+    output = f"{PLACE}/again"
+    monkeypatch.setenv(storage.PATIENCE, "2")
+    sent = []
+
+    def gone(method: str, path: str) -> int | None:
+        if "upload" in path and "name=again" not in path and len(bucket.names("again/")) > 3:
+            sent.append(path)
+        return 503 if sent else None
+
+    bucket.fault = gone
+    done = small_store.run_command("prepare", *preparation(output), expect=1)
+    assert "the same command with --resume copies what is missing" in done.stderr
+    assert "Traceback" not in done.stderr
+    bucket.fault = lambda method, path: None
+    refused = small_store.run_command("train", *arguments(output, f"{PLACE}/runs/x"), expect=1)
+    assert f"no token store {output} (no manifest.json there)" in refused.stderr
+    monkeypatch.setenv(storage.PATIENCE, "20")
+    small_store.run_command("prepare", *preparation(output), "--resume")
+    for name in bucket.names("store/"):
+        if not name.endswith("manifest.json"):
+            assert bucket.read(name.replace("store/", "again/")) == bucket.read(name)
