@@ -11,7 +11,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from albert_jax import storage
 from albert_jax.errors import UserError
+from albert_jax.training import run_folder
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -63,7 +65,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     try:
         code = main(sys.argv[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {run_folder.spoken(str(error))}", file=sys.stderr)
+        if storage.in_use():  # threads of libraries may wait for a bucket that has gone away
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
         sys.exit(1)
     except BrokenPipeError:
         # A reader that went away (`| head`) ends us silently, as it does other tools.

@@ -28,7 +28,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from albert_jax import cli
+from albert_jax import cli, storage
 from albert_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,11 +56,17 @@ def main(argv: Sequence[str]) -> int:
     )
     args = parser.parse_args(argv)
     _check_flags(parser, args)
-    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
+    if storage.is_remote(args.output):
+        taken = bool(storage.listing(args.output))
+    else:
+        taken = args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir()))
+    if taken:
         raise UserError(f"--output={args.output} is a file or not empty; name a new folder.")
 
     from albert_jax.interop import models
+    from albert_jax.training import run_folder
 
+    args.model = run_folder.fetched(args.model)
     model = models.read(args.model, args.step, args.slots)
     if model.head.kind == "question_answering_conditional" and args.to != "albert_jax":
         raise UserError(
@@ -72,21 +78,32 @@ def main(argv: Sequence[str]) -> int:
     spoken = models.read_tokenizer(args.model, model, args.tokenizer)
     if spoken is None and args.to in ("huggingface", "albert_jax"):
         print(f"note: {args.model} has no tokenizer; --tokenizer=FILE adds one", file=sys.stderr)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside its place and moved there whole.
-    with tempfile.TemporaryDirectory(dir=args.output.parent, prefix=".unfinished") as scratch:
-        folder = pathlib.Path(scratch) / "folder"
-        folder.mkdir()
-        _FORMATS[args.to](folder, model, spoken, args)
-        if args.output.exists():
-            args.output.rmdir()
-        folder.replace(args.output)
-    size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
+    if storage.is_remote(args.output):
+        with run_folder.opened(args.output) as folder:
+            _FORMATS[args.to](folder, model, spoken, args)
+        place, size = storage.named(args.output), sum(storage.listing(args.output).values())
+    else:
+        place, size = args.output, _write_local(args.output, model, spoken, args)
     print(
-        f"{args.output}: {model.config.model_type}, {model.head.kind.replace('_', ' ')}, "
+        f"{place}: {model.config.model_type}, {model.head.kind.replace('_', ' ')}, "
         f"step {model.step}, {size / 1e6:.1f} MB as {args.to}"
     )
     return 0
+
+
+def _write_local(
+    output: pathlib.Path, model: "Model", spoken: "Tokenizer | None", args: argparse.Namespace
+) -> int:
+    """Written beside its place and moved there whole; returns the bytes."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".unfinished") as scratch:
+        folder = pathlib.Path(scratch) / "folder"
+        folder.mkdir()
+        _FORMATS[args.to](folder, model, spoken, args)
+        if output.exists():
+            output.rmdir()
+        folder.replace(output)
+    return sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
 
 
 def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ from albert_jax import cli, config
 from albert_jax.data import store
 from albert_jax.errors import UserError
 from albert_jax.progress import Progress
+from albert_jax.training import run_folder
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,11 +36,19 @@ def main(argv: Sequence[str]) -> int:
         "--json", metavar="FILE", help="also write the figures there; - for standard output"
     )
     args = parser.parse_args(argv)
+    with run_folder.opened(args.workdir) as args.workdir:
+        return _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
     cfg = config.read_workdir(args.workdir)
     if cfg.task.name:
         return _evaluate_task(cfg, args)
     if not (args.data or cfg.data.path):
-        raise UserError(f"{args.workdir} has no data of its own; name a token store with --data.")
+        raise UserError(
+            f"{run_folder.named(args.workdir)} has no data of its own; name a token store with "
+            "--data."
+        )
     data = store.open_store(args.data or cfg.data.path)
 
     from albert_jax.data import pipeline

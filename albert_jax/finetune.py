@@ -62,12 +62,13 @@ def _finetune(
         cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, path=args.data))
 
     from albert_jax.tasks import course, finetuning
+    from albert_jax.training import run_folder
 
     def say(text: str) -> None:
         if processes.leader:
             print(text, flush=True)
 
-    start = finetuning.origin(args.init, args.tokenizer, args.fresh)
+    start = finetuning.origin(run_folder.fetched(args.init), args.tokenizer, args.fresh)
     cfg, notes = finetuning.adapted(cfg, start)
     task = course.read(cfg, start.tokenizer)
     for note in (*start.model.notes, *notes, *task.notes):
@@ -78,20 +79,21 @@ def _finetune(
     found = {}
     fixed = {override.partition("=")[0] for override in overrides}
     several = list(finetuning.variants(cfg, args.seeds))
-    for name, variant in several:
-        if name:
-            say(f"== {name}")
-        workdir = args.workdir / name
-        figures = finetuning.run(
-            variant, start, workdir, processes, say, task, fixed, args.profile, started
-        )
-        if figures is None:
-            return 1
-        found[name] = figures
-    if len(several) > 1 and processes.leader:
-        print(finetuning.summarise(args.workdir, task.best_by, found))
+    with run_folder.opened(args.workdir) as workdir:
+        for name, variant in several:
+            if name:
+                say(f"== {name}")
+            figures = finetuning.run(
+                variant, start, workdir / name, processes, say, task, fixed, args.profile, started
+            )
+            if figures is None:
+                return 1
+            found[name] = figures
+        if len(several) > 1 and processes.leader:
+            print(finetuning.summarise(workdir, task.best_by, found))
+        place = run_folder.named(workdir)
     say(
-        f"done: checkpoints, report/, evaluation.json and predictions/ are in {args.workdir}\n"
+        f"done: checkpoints, report/, evaluation.json and predictions/ are in {place}\n"
         f"next: python -m albert_jax.predict --help"
     )
     return 0

@@ -20,6 +20,14 @@ Examples:
     python -m albert_jax.prepare --input=python-docs --output=store --train_tokenizer \\
       --vocab_size=8000
 
+  on many machines, through Apache Beam (launch/prepare_dataflow.sh does all of it on Google Cloud)
+    python -m albert_jax.prepare --input='gs://BUCKET/texts/*.txt' --output=gs://BUCKET/store \\
+      --tokenizer=spiece.model --runner=DataflowRunner \\
+      --beam_options='--project=P --region=R --temp_location=gs://BUCKET/tmp'
+
+  is a store, here or copied, still what was written?
+    python -m albert_jax.prepare --verify=store
+
   Wikipedia out of TFDS, or Parquet files, without what repeats
     python -m albert_jax.prepare --input=tfds:wikipedia/20230601.en --output=store \\
       --tokenizer=spiece.model
@@ -41,7 +49,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from albert_jax import cli
-from albert_jax.data import preparation, quality, sources, store, tokenizer
+from albert_jax.data import beam, preparation, quality, sources, store, tokenizer, verify
+from albert_jax.errors import UserError
 
 _DEFAULT_VOCABULARY = 30_000  # pieces
 # The config of a family, and the pieces that its model has.
@@ -67,8 +76,12 @@ _DOTLESS = frozenset({"az", "crh", "kk", "tr", "tt"})
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prepares a store as the command line says and prints what is in it."""
+    """Prepares a store as the command line says and prints what is in it; or verifies one."""
     flags = _flags(argv)
+    if flags.verify:
+        _verify(flags.verify, flags.workers)
+        return
+    cluster = beam.Cluster(flags.runner, tuple(shlex.split(flags.beam_options)))
     for note in _language_notes(flags):
         print(f"note: {note}", file=sys.stderr)
     began = time.monotonic()
@@ -89,6 +102,7 @@ def main(argv: Sequence[str]) -> None:
             validation_fraction=flags.validation_fraction,
             workers=flags.workers,
             resume=flags.resume,
+            cluster=cluster if flags.runner else None,
             tfds_data_dir=flags.tfds_data_dir,
             quality=quality.Quality(
                 flags.min_characters, flags.keep, flags.unique_paragraphs, flags.unique_documents
@@ -104,14 +118,13 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--input",
         action="append",
-        required=True,
         metavar="GLOB[,GLOB...]",
         help="files of UTF-8 text, JSON Lines or WikiExtractor's output, plain or packed (.gz, "
         ".bz2, .xz, .zst); of Parquet; tfds:NAME or tfds:NAME@SPLIT; or python-docs; may be "
         "repeated",
     )
-    add("--output", required=True, metavar="STORE", help="the folder to make")
-    vocabulary = parser.add_mutually_exclusive_group(required=True)
+    add("--output", metavar="STORE", help="the folder to make")
+    vocabulary = parser.add_mutually_exclusive_group()
     vocabulary.add_argument(
         "--tokenizer",
         metavar="FILE",
@@ -219,10 +232,36 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
         type=int,
         default=_cores(),
         metavar="N",
-        help="processes; the store does not depend on it (default: the cores)",
+        help="processes on this machine; the store does not depend on it (default: the cores)",
     )
     add("--resume", action="store_true", help="go on with an unfinished store")
+    add(
+        "--runner",
+        choices=beam.RUNNERS,
+        help="write the shards with Apache Beam, on many machines; the store is the same. Input "
+        "and output must be where all of them see it",
+    )
+    add(
+        "--beam_options",
+        default="",
+        metavar="'--NAME=VALUE ...'",
+        help="what the runner gets, such as --project, --region and --temp_location for Dataflow",
+    )
+    add(
+        "--verify",
+        metavar="STORE",
+        help="read a store that is there and check every hash, offset and id; name all that is "
+        "broken. Goes with --workers alone",
+    )
     flags = parser.parse_args(argv)
+    if flags.verify:
+        if flags.input or flags.output or flags.tokenizer or flags.train_tokenizer:
+            parser.error("--verify makes no store; leave out --input, --output and the tokenizer")
+        return flags
+    if not (flags.input and flags.output and (flags.tokenizer or flags.train_tokenizer)):
+        parser.error("needs --input, --output, and --tokenizer or --train_tokenizer (or --verify)")
+    if flags.beam_options and not flags.runner:
+        parser.error("--beam_options goes with --runner")
     if flags.tokenizer and flags.vocab_size:
         parser.error("--vocab_size goes with --train_tokenizer; --tokenizer has its own size")
     if (flags.cased or flags.keep_accents) and str(flags.tokenizer).endswith(".json"):
@@ -230,6 +269,32 @@ def _flags(argv: Sequence[str]) -> argparse.Namespace:
     if flags.compatible_with != "google" and flags.train_tokenizer in ("wordpiece", "bpe"):
         parser.error("--compatible_with is for SentencePiece; others give the same ids anyway")
     return flags
+
+
+def _verify(path: str, workers: int) -> None:
+    """Prints that a store is whole, or fails with all that is broken in it."""
+    began = time.monotonic()
+    report = verify.verify(path, workers)
+    for name in report.strangers:
+        print(f"note: {path}/{name} does not belong to the store.")
+    if report.broken:
+        one = len(report.broken) == 1
+        lines = [f"{path}/{name} {problem}" for name, problem in report.broken.items()]
+        raise UserError(
+            "\n".join(
+                [
+                    f"{path} is broken in {len(lines)} of {report.files} files:",
+                    *lines,
+                    f"Copy {'this file' if one else 'these files'} again from where the store came "
+                    "from, or prepare it again; the others are whole.",
+                ]
+            )
+        )
+    seconds = time.monotonic() - began
+    print(
+        f"{path} is whole: {report.files:,} files, {report.tokens:,} tokens, "
+        f"{report.size / 1e6:,.1f} MB in {seconds:.1f} s ({report.size / seconds / 1e6:,.0f} MB/s)"
+    )
 
 
 def _cores() -> int:
@@ -306,8 +371,8 @@ def _summary(made: store.Store, seconds: float) -> str:
     command = ["python", "-m", "albert_jax.train", f"--config={config}"]
     if made.vocab_size != vocab_size:
         command.append("--config.model.vocab_size=0")
-    command += [f"--config.data.path={made.path}", f"--workdir=runs/{Path(config).stem}"]
-    return "\n".join([*lines, f"the store is {made.path}; next:", f"  {shlex.join(command)}"])
+    command += [f"--config.data.path={made.place}", f"--workdir=runs/{Path(config).stem}"]
+    return "\n".join([*lines, f"the store is {made.place}; next:", f"  {shlex.join(command)}"])
 
 
 def _mean(total: int, count: int) -> str:

@@ -8,6 +8,9 @@
   python -m albert_jax.train --config=configs/base.py --workdir=runs/on --init=albert-base-v2 \\
       --config.data.path=stores/mine
 
+A store, a run and a model may also be in a bucket: gs://BUCKET/FOLDER (pip install
+'albert-jax[gcs]').
+
 The same command again continues where the run stopped, however it stopped. The workdir gets
 config.json, checkpoints/, metrics.jsonl, tensorboard/ and report/*.png. Every field of a config can
 be set with --config.SECTION.FIELD=VALUE; the fields and what they mean stand in
@@ -74,7 +77,7 @@ def _train(
 
     import jax
 
-    from albert_jax.training import loop, pretraining, program, sharding
+    from albert_jax.training import loop, pretraining, program, run_folder, sharding
 
     cfg = pretraining.resolve(cfg, data)
     start = _start(args, cfg, data, processes) if args.init else None
@@ -85,12 +88,14 @@ def _train(
         for warning in config.recipe_warnings(cfg):
             print(f"warning: {warning}", file=sys.stderr)
     course = pretraining.Course(run, data)
-    if not loop.train(run, course, args.workdir, processes, args.profile, started, start):
-        return 1
+    with run_folder.opened(args.workdir) as workdir:
+        if not loop.train(run, course, workdir, processes, args.profile, started, start):
+            return 1
+        place = run_folder.named(workdir)
     if processes.leader:
         print(
-            f"done: checkpoints, metrics.jsonl and report/ are in {args.workdir}\n"
-            f"next: python -m albert_jax.evaluate --workdir={args.workdir}"
+            f"done: checkpoints, metrics.jsonl and report/ are in {place}\n"
+            f"next: python -m albert_jax.evaluate --workdir={place}"
         )
     return 0
 
@@ -103,9 +108,11 @@ def _start(
 ) -> "Callable[[TrainState], TrainState]":
     """What makes of a new state one that starts from the model of --init."""
     from albert_jax.interop import initial, models
+    from albert_jax.training import run_folder
 
-    model = models.read(args.init, slots=args.slots)
-    theirs = models.read_tokenizer(args.init, model)
+    path = run_folder.fetched(args.init)
+    model = models.read(path, slots=args.slots)
+    theirs = models.read_tokenizer(path, model)
     initial.check(model, cfg.model, str(args.init), theirs, data.tokenizer())
 
     def start(state: "TrainState") -> "TrainState":

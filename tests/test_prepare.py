@@ -446,7 +446,7 @@ def test_resume_trains_the_vocabulary_again_if_the_text_is_another(tmp_path):
     assert contents(tmp_path / "store") == contents(tmp_path / "other")
 
 
-def test_two_writers_of_one_store_are_refused(model, tmp_path):
+def test_a_second_writer_and_a_reader_while_one_works_are_refused(model, tmp_path):
     text = big_input(tmp_path / "text.txt", 12)
     flags = [f"--input={text}", f"--tokenizer={model}", f"--output={tmp_path}/store"]
     with started(*flags, "--workers=1") as first:
@@ -455,6 +455,9 @@ def test_two_writers_of_one_store_are_refused(model, tmp_path):
             second = run(*flags, *more)
             assert second.returncode == 1
             assert "another albert_jax.prepare is writing" in second.stderr
+            assert f"(process {first.pid} of " in second.stderr
+        with pytest.raises(UserError, match=f"is being written by process {first.pid} of "):
+            store.open_store(tmp_path / "store")
         assert first.wait(60) == 0
     assert run(*flags[:2], f"--output={tmp_path}/other").returncode == 0
     assert contents(tmp_path / "store") == contents(tmp_path / "other")

@@ -6,18 +6,15 @@ with, which a job that resumes must share, and a lock.
 
 import contextlib
 import errno
-import fcntl
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from albert_jax.data import store
+from albert_jax.data import lease, store
 from albert_jax.errors import UserError
-
-_LOCK = "lock"
 
 
 def refuse_taken(path: Path) -> None:
@@ -33,13 +30,16 @@ def refuse_taken(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, ours: dict[str, Any], resume: bool) -> Iterator[None]:
+def claimed(folder: Path, ours: dict[str, Any], resume: bool) -> Iterator[Callable[[], None]]:
     """Holds the folder for this process; to resume, what is in it must be the same work.
 
     Args:
         folder: where the store grows; made if it is not there.
         ours: all that decides the work, as JSON.
         resume: whether what is there already is gone on with.
+
+    Yields:
+        What to call before the last step, see `lease.held`.
 
     Raises:
         UserError: it holds something else, another's work, or other work than ours.
@@ -48,19 +48,13 @@ def claimed(folder: Path, ours: dict[str, Any], resume: bool) -> Iterator[None]:
     if (
         not begun.exists()
         and folder.exists()
-        and {path.name for path in folder.iterdir()} - {_LOCK}
+        and {path.name for path in folder.iterdir()} - {lease.LOCK}
     ):
         raise UserError(
             f"{folder} holds something else; choose another --output. Nothing was changed."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another albert_jax.prepare is writing {folder}; let it finish, or stop it."
-            ) from None
+    with lease.held(folder) as check:
         if not begun.exists():
             store.write_json(begun, ours)
         elif not resume:
@@ -80,7 +74,7 @@ def claimed(folder: Path, ours: dict[str, Any], resume: bool) -> Iterator[None]:
                     f"{folder} was begun with other options ({'; '.join(differing)}); "
                     "give the same ones, or delete it to start over."
                 )
-        yield
+        yield check
 
 
 @contextlib.contextmanager
@@ -107,9 +101,12 @@ def kept_if_useful(folder: Path) -> Iterator[None]:
 
 
 def tidy(folder: Path, tokenizer: str) -> None:
-    """Removes what only the work needed."""
+    """Removes what only the work needed, and what was left of files by a writer that was killed."""
     for path in folder.iterdir():
         if path.is_file() and path.name not in (tokenizer, store.MANIFEST):
+            path.unlink()
+    for split in store.SPLITS:
+        for path in (folder / split).glob(f"*{store.UNFINISHED}"):
             path.unlink()
 
 

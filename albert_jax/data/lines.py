@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+from albert_jax import storage
 from albert_jax.data import sources
 from albert_jax.errors import UserError
 
@@ -189,7 +190,7 @@ class _Lines:
 
     def __iter__(self) -> Iterator[list[str]]:
         try:
-            with Path(self.unit.path).open("rb") as raw:
+            with storage.opened(self.unit.path) as raw:
                 if self.unit.path.endswith(sources.PACKED):
                     yield from self._unpacked(raw)
                 else:
@@ -301,7 +302,7 @@ class _Lines:
         # What is damaged ends somewhere before its end.
         with (
             contextlib.suppress(EOFError, zlib.error, lzma.LZMAError, OSError),
-            Path(self.unit.path).open("rb") as raw,
+            storage.opened(self.unit.path) as raw,
             _unpacking(self.unit.path, raw) as file,
         ):
             while offset > 0:

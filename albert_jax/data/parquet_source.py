@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+from albert_jax import storage
 from albert_jax.data import lines, sources
 
 _ROWS = 256  # decoded at once
@@ -38,7 +39,7 @@ def documents(
 
     told = 0
     try:
-        with pa.OSFile(unit.path) as raw:
+        with _opened(unit.path) as raw:
             file: Any = pyarrow.parquet.ParquetFile(raw, page_checksum_verification=True)
             wrong = _wrong_column(file.schema_arrow, reading.text_field)
             if wrong:
@@ -63,6 +64,12 @@ def documents(
             raise
         refuse(f"not Parquet, or damaged ({_first_line(error)})", "footer")
     advance(unit.size - told)
+
+
+def _opened(path: str) -> Any:
+    if storage.is_remote(path):
+        return pa.PythonFile(storage.opened(path), "r")
+    return pa.OSFile(path)
 
 
 def _groups(metadata: Any, unit: sources.Unit) -> list[int]:

@@ -28,7 +28,19 @@ from typing import Any
 import numpy as np
 
 from albert_jax import progress as progress_lib
-from albert_jax.data import claim, duplicates, python_docs, shards, sources, store, text, workers
+from albert_jax import storage
+from albert_jax.data import (
+    beam,
+    claim,
+    duplicates,
+    python_docs,
+    shards,
+    sources,
+    store,
+    text,
+    upload,
+    workers,
+)
 from albert_jax.data import quality as quality_lib
 from albert_jax.data import tokenizer as tokenizer_lib
 from albert_jax.errors import UserError
@@ -53,6 +65,7 @@ class Options:
         file_format: one of `sources.FORMATS`, or "" to go by each file's name.
         validation_fraction: share of the text that is held out, by sections.
         workers: processes; the store does not depend on it.
+        cluster: the machines that write the shards, through Beam; None for processes of our own.
         resume: go on with the unfinished store that is there.
         tfds_data_dir: where TFDS keeps its datasets, if not in its usual folder.
         quality: which documents and paragraphs are left out.
@@ -67,6 +80,7 @@ class Options:
     validation_fraction: float
     workers: int
     resume: bool
+    cluster: beam.Cluster | None = None
     tfds_data_dir: str | None = None
     quality: quality_lib.Quality = dataclasses.field(default_factory=quality_lib.Quality)
 
@@ -95,26 +109,38 @@ def prepare(inputs: Sequence[str], output: str, options: Options) -> store.Store
 
     Args:
         inputs: glob patterns; "python-docs" stands for the documentation of the installed packages.
-        output: the folder to be; must not exist, or be empty.
+        output: the folder to be, here or in a bucket (gs://, see `upload`); must not exist, or be
+            empty.
         options: what to make of it.
 
     Raises:
         UserError: bad input, an output that is taken, a full disk, a killed worker. What shards
             were finished stay for `resume`; the output folder does not appear.
     """
+    if options.cluster:
+        options.cluster.check(inputs, output)
+    if storage.is_remote(output):
+        decisive = {**_decisive(options, _given_tokenizer(options)), "inputs": list(inputs)}
+        return upload.prepare(
+            output, decisive, options.resume, lambda folder: prepare(inputs, str(folder), options)
+        )
     path = Path(output)
     claim.refuse_taken(path)
     folder = path.with_name(path.name + store.UNFINISHED)
     given = _given_tokenizer(options)
     decisive = _decisive(options, given)
     try:
-        with claim.claimed(folder, decisive, options.resume), claim.kept_if_useful(folder):
+        with (
+            claim.claimed(folder, decisive, options.resume) as check,
+            claim.kept_if_useful(folder),
+        ):
             files = _collect(inputs, folder, options)
             _compare(files, folder, options)
             model = _place_tokenizer(files, folder, options)
-            records = _write_shards(files, folder, model, options)
+            jobs, records = _write_shards(files, folder, model, options)
             tokenizer = given or shards.load_tokenizer(model, options.normalization)
-            manifest = _manifest(records, files, folder, tokenizer, options)
+            manifest = _manifest(jobs, records, files, folder, tokenizer, options)
+            check()
             store.write_manifest(folder, manifest)
             folder.replace(path)
             # Only now: until here a failure must find what to go on with.
@@ -223,10 +249,8 @@ def _compare(files: Sequence[str], folder: Path, options: Options) -> None:
     todo = duplicates.unscanned(jobs)
     jobs[0].folder.mkdir(exist_ok=True)
     total = sum(unit.size for job in todo for unit in job.units)
-    processes = min(options.workers, max(len(todo), 1))
     with progress_lib.Progress("compare", total, "B") as progress:
-        for _ in workers.parallel(duplicates.scan, todo, processes, progress, "documents"):
-            pass
+        _each(duplicates.scan, todo, options, progress)
     duplicates.decide(jobs)
 
 
@@ -303,8 +327,8 @@ def _train_tokenizer(job: _TrainingJob, advance: workers.Advance) -> None:
 
 def _write_shards(
     files: Sequence[str], folder: Path, tokenizer: Path, options: Options
-) -> list[dict[str, Any]]:
-    """Writes all shards that are not finished yet; returns the records of all, in order."""
+) -> tuple[list[shards.ShardJob], list[dict[str, Any]]]:
+    """Writes all shards that are not finished yet; the jobs and records of all, in order."""
     jobs = [
         shards.ShardJob(
             name=name,
@@ -318,19 +342,9 @@ def _write_shards(
         )
         for name, units in _planned(files, options)
     ]
-    records = [shards.finished(job) for job in jobs]
-    sizes = [sum(unit.size for unit in job.units) for job in jobs]
-    done = sum(size for size, record in zip(sizes, records, strict=True) if record)
-
-    def write(which: list[int]) -> None:
-        chosen = [jobs[index] for index in which]
-        processes = min(options.workers, max(len(chosen), 1))
-        written = workers.parallel(shards.write_shard, chosen, processes, progress, "documents")
-        for index, record in written:
-            records[which[index]] = record
-
-    with progress_lib.Progress("prepare", sum(sizes), "B", initial=done) as progress:
-        write([index for index, record in enumerate(records) if not record])
+    total = sum(unit.size for job in jobs for unit in job.units)
+    with progress_lib.Progress("prepare", total, "B") as progress:
+        records = _each(shards.complete, jobs, options, progress)
         if not any(record[split]["tokens"] for record in records for split in store.SPLITS):
             for job in jobs:
                 shards.record_path(job).unlink()  # nothing that is worth going on with
@@ -338,8 +352,22 @@ def _write_shards(
         below = _threshold(records, jobs[0].validation_below)
         jobs = [dataclasses.replace(job, validation_below=below) for job in jobs]
         # None as a rule; else as few as hold the one section that has to change sides.
-        write([index for index, record in enumerate(records) if _differs(record, below)])
-    return records
+        others = [index for index, record in enumerate(records) if _differs(record, below)]
+        again = _each(shards.complete, [jobs[index] for index in others], options, progress)
+        for index, record in zip(others, again, strict=True):
+            records[index] = record
+    return jobs, records
+
+
+def _each(
+    task: beam.Task, jobs: Sequence[beam.Job], options: Options, progress: progress_lib.Progress
+) -> list[dict[str, Any]]:
+    """The records that a task makes of the jobs, in order; here or on many machines."""
+    if options.cluster:
+        return beam.each(task, jobs, options.cluster, progress)
+    processes = min(options.workers, max(len(jobs), 1))
+    done = workers.parallel(task, jobs, processes, progress, "documents")
+    return [record for _, record in sorted(done, key=lambda one: one[0])]
 
 
 def _threshold(records: Sequence[dict[str, Any]], below: int) -> int:
@@ -384,6 +412,7 @@ def _differs(record: dict[str, Any], below: int) -> bool:
 
 
 def _manifest(
+    jobs: list[shards.ShardJob],
     records: list[dict[str, Any]],
     files: Sequence[str],
     folder: Path,
@@ -418,8 +447,10 @@ def _manifest(
         }
         for split in store.SPLITS
     }
-    counts = {split: _count(records, folder, split, tokenizer.vocab_size) for split in store.SPLITS}
-    below = records[0]["validation_below"]
+    counts = {split: np.zeros(tokenizer.vocab_size, np.int64) for split in store.SPLITS}
+    for job in jobs:
+        for split, counts_V in shards.piece_counts(job).items():
+            counts[split] += counts_V
     return {
         "format": "albert_jax token store",
         "format_version": store.FORMAT_VERSION,
@@ -440,7 +471,7 @@ def _manifest(
             "This is validation_fraction of 2^64, moved just so far that neither split is empty."
         ),
         "validation_fraction": options.validation_fraction,
-        "validation_below": below,
+        "validation_below": jobs[0].validation_below,
         "unigram_loss": _unigram_loss(counts["train"], counts["validation"]),
         "unknown_share": float(
             sum(c[tokenizer.unk_id] for c in counts.values())
@@ -452,17 +483,6 @@ def _manifest(
         "sources": listed,
         "splits": splits,
     }
-
-
-def _count(records: list[dict[str, Any]], folder: Path, split: str, vocab_size: int) -> np.ndarray:
-    """How often each piece occurs in a split, int64 [V]."""
-    counts = np.zeros(vocab_size, np.int64)
-    for record in records:
-        path = folder / split / f"{record[split]['name']}.tokens.npy"
-        tokens_T = np.load(path, mmap_mode="r", allow_pickle=False)
-        for start in range(0, len(tokens_T), 1 << 20):
-            counts += np.bincount(tokens_T[start : start + (1 << 20)], minlength=vocab_size)
-    return counts
 
 
 def _unigram_loss(train_V: np.ndarray, validation_V: np.ndarray) -> float:

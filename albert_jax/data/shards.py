@@ -1,14 +1,15 @@
 """One shard of a token store, made of its input alone.
 
 In:  a `ShardJob`: a stretch of the input, a tokenizer, and how to read the one with the other.
-Out: the shard's files (see `store`) and its record, in the folder of the job.
+Out: the shard's files (see `store`), how often each piece occurs in them, and a record, in the
+     folder of the job.
 
 `plan` cuts the input by names and sizes alone, and a shard is a pure function of its job, so its
 bytes are the same whichever process or machine writes it, in whatever order and however often. The
 record is written last: a shard without one is not finished. Memory is bounded by the largest
 document part (`sources.DOCUMENT_LIMIT`).
 
-Shapes: T tokens, S sentences.
+Shapes: T tokens, S sentences, V vocabulary.
 """
 
 import contextlib
@@ -92,6 +93,15 @@ def plan(
     return [*shards, tuple(shard)] if shard else shards
 
 
+def complete(job: ShardJob, advance: Advance) -> dict[str, Any]:
+    """The record of a shard that is there already, of this input and unharmed; else writes it."""
+    record = _finished(job)
+    if not record:
+        return write_shard(job, advance)
+    advance(sum(unit.size for unit in job.units), 0)
+    return record
+
+
 def write_shard(job: ShardJob, advance: Advance) -> dict[str, Any]:
     """Writes one shard of both splits, and its record when they are finished.
 
@@ -107,31 +117,39 @@ def write_shard(job: ShardJob, advance: Advance) -> dict[str, Any]:
     dtype = token_dtype(tokenizer.vocab_size)
     skipped = sources.Skipped()
     hashes: list[int] = []
+    counts = np.zeros((len(store.SPLITS), tokenizer.vocab_size), np.int64)
     with contextlib.ExitStack() as stack:
         writers = {
             split: stack.enter_context(store.ShardWriter(job.folder / split, job.name, dtype))
             for split in store.SPLITS
         }
         for runs in _batches(job, skipped, hashes, advance):
-            _encode_and_append(runs, tokenizer, writers)
+            _encode_and_append(runs, tokenizer, writers, counts)
     record = {
         "identity": _identity(job),
         "validation_below": job.validation_below,
         "skipped": skipped,
         "least_hash": min(hashes, default=None),
         "greatest_hash": max(hashes, default=None),
+        "counts_sha256": _write_counts(job, counts),
         **{split: writer.record for split, writer in writers.items()},
     }
     store.write_json(record_path(job), record)
     return record
 
 
-def finished(job: ShardJob) -> dict[str, Any]:
+def piece_counts(job: ShardJob) -> dict[str, np.ndarray]:
+    """How often each piece occurs in each split of a finished shard, int64 [V]."""
+    return dict(zip(store.SPLITS, np.load(_counts_path(job), allow_pickle=False), strict=True))
+
+
+def _finished(job: ShardJob) -> dict[str, Any]:
     """The record of a shard that is there already, of this input and unharmed; else empty."""
     try:
         record = json.loads(record_path(job).read_bytes())
         same = (
             record["identity"] == _identity(job)
+            and record["counts_sha256"] == store.sha256(_counts_path(job))
             and record["validation_below"] == job.validation_below
             and all(
                 record[split]["sha256"][array]
@@ -153,6 +171,18 @@ def states(units: Sequence[sources.Unit]) -> list[list[Any]]:
 def record_path(job: ShardJob) -> Path:
     """Where the record of a finished shard is."""
     return job.folder / f"{job.name}.json"
+
+
+def _counts_path(job: ShardJob) -> Path:
+    return job.folder / f"{job.name}.counts.npy"
+
+
+def _write_counts(job: ShardJob, counts: np.ndarray) -> str:
+    """Writes them as the shard's other files are written; returns the SHA-256."""
+    with store.appearing(_counts_path(job)) as unfinished:
+        with unfinished.open("wb") as file:
+            np.save(file, counts, allow_pickle=False)
+        return store.sha256(unfinished)
 
 
 def text_hash(content: str) -> int:
@@ -257,7 +287,9 @@ def _encode_and_append(
     runs: list[tuple[str, list[str]]],
     tokenizer: tokenizer_lib.Tokenizer,
     writers: dict[str, store.ShardWriter],
+    counts: np.ndarray,
 ) -> None:
+    """Adds the documents to the shards of their splits, and their pieces to `counts`."""
     between = tokenizer.between_sentences
     ids_T, offsets = tokenizer.encode_batch(
         [between + run[i] if i else run[i] for _, run in runs for i in range(len(run))]
@@ -271,3 +303,4 @@ def _encode_and_append(
         tokens_T = ids_T[np.repeat(chosen_S, lengths_S)]
         sizes = np.bincount(run_of_S[chosen_S], minlength=len(runs))
         writers[split].append(tokens_T, lengths_S[chosen_S], sizes[sizes > 0])
+        counts[index] += np.bincount(tokens_T, minlength=counts.shape[1])

@@ -24,6 +24,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from albert_jax import storage
 from albert_jax.data import text
 from albert_jax.errors import UserError
 
@@ -87,7 +88,8 @@ def find(inputs: Iterable[str], tfds_data_dir: str | None = None) -> list[str]:
     """The sources that the inputs name, each once, in order; files sorted within each pattern.
 
     Args:
-        inputs: glob patterns, and `tfds:NAME` or `tfds:NAME@SPLIT`.
+        inputs: glob patterns, of files here or in a bucket (gs://), and `tfds:NAME` or
+            `tfds:NAME@SPLIT`.
         tfds_data_dir: where TFDS keeps its datasets.
 
     Raises:
@@ -115,6 +117,8 @@ def state(path: str) -> list[int]:
         from albert_jax.data import tfds_source
 
         return tfds_source.state(path)
+    if storage.is_remote(path):
+        return storage.state(path)
     status = Path(path).stat()
     return [status.st_size, status.st_mtime_ns]
 
@@ -227,6 +231,11 @@ def _format(path: str) -> str:
 
 
 def _find_files(pattern: str) -> list[str]:
+    if storage.is_remote(pattern):
+        if found := storage.glob(pattern):
+            return found
+        folder = " It is a folder; name the files in it." if storage.listing(pattern) else ""
+        raise UserError(f"--input={pattern} names no file there.{folder}")
     found = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
     if found == [pattern] and Path(pattern).is_dir():
         raise UserError(

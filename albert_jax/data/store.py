@@ -8,22 +8,29 @@ In:  shards as `ShardWriter` streams them to the disk, a piece at a time.
 Out: `open_store(path).split("train")`: arrays that the system reads as they are touched.
 
 A folder is a store only with its manifest, which is written last. Opening checks that every file is
-there and as long as the manifest says; it does not read the data, so the SHA-256 hashes are for
-those who copy stores.
+there and as long as the manifest says; it does not read the data: `verify` does. A store in a
+bucket, gs://…, is copied to the local disk when it is opened (`store_copy`), or shard by shard as
+they are wanted (`Store.fetch`).
 
 Shapes: T tokens, S sentences, D documents.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import re
+import secrets
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from albert_jax import storage
+from albert_jax.data import lease, store_copy
 from albert_jax.data import tokenizer as tokenizer_lib
 from albert_jax.errors import UserError
 
@@ -35,7 +42,8 @@ ARRAYS = ("tokens", "sentences", "documents")
 UNFINISHED = ".unfinished"
 
 _USUAL_TOKENIZER = tokenizer_lib.TRAINED_FILES["unigram"]
-_HEADER_BYTES = 128  # of each .npy file: room for any shape, so that it can be written last
+_SHARD_NAME = re.compile(r"[\w-]+")
+HEADER_BYTES = 128  # of each .npy file: room for any shape, so that it can be written last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +66,41 @@ class Store:
     """A whole token store.
 
     Attributes:
-        path: its folder.
+        path: its folder, or the folder of its local copy.
         manifest: what `manifest.json` says.
+        source: where it is a copy from, gs://…; empty for a store on this machine.
     """
 
     path: Path
     manifest: dict[str, Any]
+    source: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where the store is, for people and for `data.path`."""
+        return self.source or str(self.path)
+
+    def fetch(self, split: str, index: int) -> Shard:
+        """One shard, memory-mapped; of a store in a bucket it is made local first.
+
+        For corpora larger than the disk: open the store with `whole=False`, fetch a shard before it
+        is needed, and `drop` it when it is done with. Safe to call from several threads and
+        processes, but fetching is one at a time for all processes that share a cache.
+
+        Raises:
+            UserError: the bucket cannot be reached, the shard is damaged, the disk is full.
+        """
+        name = self.manifest["splits"][split]["shards"][index]["name"]
+        if self.source:
+            store_copy.complete(self.source, self.path, shard_files(self.manifest, split, index))
+        return Shard(*(self._array(split, name, array) for array in ARRAYS))
+
+    def drop(self, split: str, index: int) -> None:
+        """Deletes the local copy of a shard. A `Shard` that is in use stays readable, and its room
+        is free when the last one goes. Of a store on this machine it deletes nothing.
+        """
+        if self.source:
+            store_copy.drop(self.path, shard_files(self.manifest, split, index))
 
     def split(self, name: str) -> tuple[Shard, ...]:
         """The shards of "train" or "validation", memory-mapped, in order; some may be empty."""
@@ -122,54 +159,132 @@ class Store:
             raise UserError(f"{path} cannot be read ({error}); prepare the store again.") from None
 
 
-def open_store(path: str | Path) -> Store:
-    """The store in a folder.
+def open_store(path: str | Path, whole: bool = True) -> Store:
+    """The store in a folder, or in a bucket.
+
+    Args:
+        path: a folder, or gs://BUCKET/FOLDER.
+        whole: of a bucket: copy all that is not on the local disk yet, with progress; otherwise
+            only the manifest and the tokenizer, the shards being for `Store.fetch`.
 
     Raises:
         UserError: no store there, one that was not finished, one of a newer format, or one with a
-            file that is missing or not as long as the manifest says.
+            file that is missing or not as long as the manifest says; a bucket that cannot be
+            reached, or a file there that is damaged.
     """
+    if storage.is_remote(path):
+        return _open_copy(storage.named(path), whole)
     path = Path(path)
+    manifest = parse_manifest(read_manifest(path), str(path))
+    for split in SPLITS:
+        for index in range(len(manifest["splits"][split]["shards"])):
+            for wanted in shard_files(manifest, split, index):
+                file = path / wanted.name
+                found = file.stat().st_size if file.exists() else None
+                if found != wanted.size:
+                    raise UserError(
+                        f"{file} is {'missing' if found is None else f'{found:,} bytes long'}; the "
+                        f"manifest says {wanted.size:,} bytes. Copy or prepare the store again."
+                    )
+    return Store(path, manifest)
+
+
+def _open_copy(place: str, whole: bool) -> Store:
+    """The store in a bucket: its local copy is named by what decides its data."""
+    content = read_manifest(place)
+    manifest = parse_manifest(content, place)
+    folder = copy_folder(Store(Path(), manifest).fingerprint)
+    folder.mkdir(parents=True, exist_ok=True)
+    opened = Store(folder, manifest, source=place)
+    tokenizer = opened.tokenizer_path
+    if not tokenizer.exists() or sha256(tokenizer) != manifest["tokenizer"]["sha256"]:
+        try:
+            text = storage.read(storage.join(place, tokenizer.name))
+        except FileNotFoundError:
+            raise UserError(f"{place}/{tokenizer.name}, its tokenizer, is missing.") from None
+        with appearing(tokenizer) as unfinished:
+            unfinished.write_bytes(text)
+    files = [
+        file
+        for split in SPLITS
+        for index in range(len(manifest["splits"][split]["shards"]))
+        for file in shard_files(manifest, split, index)
+    ]
+    if whole:
+        store_copy.complete(place, folder, files)
+    with appearing(folder / MANIFEST) as unfinished:
+        unfinished.write_bytes(content)
+    return opened
+
+
+def copy_folder(fingerprint: str) -> Path:
+    """Where the local copy of a store in a bucket is."""
+    return storage.cache_folder() / "stores" / fingerprint[:32]
+
+
+def read_manifest(path: str | Path) -> bytes:
+    """The manifest's file of the store in a folder, or in a bucket.
+
+    Raises:
+        UserError: there is no store, or it is not finished.
+    """
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        if storage.is_remote(path):
+            return storage.read(storage.join(path, MANIFEST))
+        return (Path(path) / MANIFEST).read_bytes()
     except FileNotFoundError:
-        raise UserError(_why_no_store(path)) from None
-    except (OSError, ValueError) as error:
+        if storage.is_remote(path):
+            raise UserError(
+                f"no token store {path} (no {MANIFEST} there); albert_jax.prepare "
+                f"--output={path} makes one, and goes on with one that it could not finish."
+            ) from None
+        raise UserError(_why_no_store(Path(path))) from None
+    except OSError as error:
         raise UserError(
-            f"{path / MANIFEST} cannot be read ({error}); prepare the store again."
+            f"{path}/{MANIFEST} cannot be read ({error}); prepare the store again."
         ) from None
+
+
+def parse_manifest(content: bytes, place: str) -> dict[str, Any]:
+    """What the manifest of the store at a place says.
+
+    Raises:
+        UserError: it is none, or none that is known here.
+    """
+    named = f"{place}/{MANIFEST}"
+    try:
+        manifest = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{named} cannot be read ({error}); prepare the store again.") from None
     if not isinstance(manifest, dict) or "format_version" not in manifest:
-        raise UserError(
-            f"{path / MANIFEST} is not the manifest of a token store (no format_version)."
-        )
+        raise UserError(f"{named} is not the manifest of a token store (no format_version).")
     if manifest["format_version"] > FORMAT_VERSION:
         raise UserError(
-            f"{path} has store format {manifest['format_version']}, this version reads up to "
+            f"{place} has store format {manifest['format_version']}, this version reads up to "
             f"{FORMAT_VERSION}; update albert_jax, or prepare the store again."
         )
     if (file := manifest["tokenizer"].get("file", _USUAL_TOKENIZER)) not in tokenizer_lib.FILES:
         raise UserError(
-            f"{path / MANIFEST} names the tokenizer {file!r}, which is none of "
+            f"{named} names the tokenizer {file!r}, which is none of "
             f"{', '.join(tokenizer_lib.FILES)}; prepare the store again."
         )
-    itemsize = {
-        "tokens": np.dtype(manifest["token_dtype"]).itemsize,
-        "sentences": 8,
-        "documents": 8,
-    }
-    for split in SPLITS:
-        for shard in manifest["splits"][split]["shards"]:
-            for array in ARRAYS:
-                file = path / split / f"{shard['name']}.{array}.npy"
-                entries = shard[array] + (array != "tokens")
-                wanted = _HEADER_BYTES + entries * itemsize[array]
-                found = file.stat().st_size if file.exists() else None
-                if found != wanted:
-                    raise UserError(
-                        f"{file} is {'missing' if found is None else f'{found:,} bytes long'}; the "
-                        f"manifest says {wanted:,} bytes. Copy or prepare the store again."
-                    )
-    return Store(path, manifest)
+    return manifest
+
+
+def shard_files(manifest: dict[str, Any], split: str, index: int) -> list[store_copy.File]:
+    """The files of a shard, in the order of `ARRAYS`, and what the manifest says of each."""
+    shard = manifest["splits"][split]["shards"][index]
+    if not _SHARD_NAME.fullmatch(shard["name"]):  # it becomes a path
+        raise UserError(f"the manifest names a shard {shard['name']!r}; prepare the store again.")
+    files = []
+    for array in ARRAYS:
+        itemsize = np.dtype(manifest["token_dtype"]).itemsize if array == "tokens" else 8
+        entries = shard[array] + (array != "tokens")
+        name = f"{split}/{shard['name']}.{array}.npy"
+        files.append(
+            store_copy.File(name, HEADER_BYTES + entries * itemsize, shard["sha256"][array])
+        )
+    return files
 
 
 def tokenizer_record(tokenizer: tokenizer_lib.Tokenizer) -> dict[str, Any]:
@@ -182,24 +297,42 @@ def tokenizer_record(tokenizer: tokenizer_lib.Tokenizer) -> dict[str, Any]:
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Writes the manifest under a temporary name, to the disk itself, and renames it."""
-    unfinished = folder / (MANIFEST + UNFINISHED)
-    with unfinished.open("w", encoding="utf-8") as file:
+    with appearing(folder / MANIFEST) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1, ensure_ascii=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-    unfinished.replace(folder / MANIFEST)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes JSON under a temporary name and renames it: it is there whole, or not at all."""
-    unfinished = path.with_name(path.name + UNFINISHED)
-    unfinished.write_text(json.dumps(value), encoding="utf-8")
-    unfinished.replace(path)
+    """Writes a file of JSON that is there whole, or not at all."""
+    with appearing(path) as unfinished:
+        unfinished.write_text(json.dumps(value), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Where to write a file that gets its name when it is whole; another writer has another."""
+    unfinished = _name_beside(path)
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise
+
+
+def _name_beside(path: Path) -> Path:
+    """A name that no other writer of the same file uses."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
 
 
 class ShardWriter:
     """Streams one shard of one split to its three files; holds nothing.
+
+    A file appears under its name when it is whole. So two who write the same shard at a time, as
+    happens where a machine that seemed lost comes back, do not harm each other.
 
     with ShardWriter(folder / "train", "00000-of-00026", np.uint16) as writer:
         writer.append(tokens_T, sentence_lengths_S, document_lengths_D)
@@ -260,9 +393,10 @@ class _NpyStream:
 
     def __init__(self, path: Path, dtype: np.dtype) -> None:
         self._path = path
+        self._unfinished = _name_beside(path)
         self._dtype = dtype
-        self._file = path.open("wb")
-        self._file.write(bytes(_HEADER_BYTES))
+        self._file = self._unfinished.open("wb")
+        self._file.write(bytes(HEADER_BYTES))
         self.count = 0
 
     def append(self, values: np.ndarray) -> None:
@@ -270,26 +404,32 @@ class _NpyStream:
         self.count += len(values)
 
     def finish(self) -> str:
-        """Closes the file; returns its SHA-256."""
+        """Closes the file and gives it its name; returns its SHA-256."""
         self._file.seek(0)
-        self._file.write(self._header())
+        self._file.write(header(self._dtype, self.count))
         self._file.close()
-        return sha256(self._path)
+        digest = sha256(self._unfinished)
+        self._unfinished.replace(self._path)
+        return digest
 
     def abandon(self) -> None:
         # Closing flushes, and flushing is what fails on a full disk; the error under way matters
         # more.
-        try:
+        with contextlib.suppress(OSError):
             self._file.close()
-        except OSError:
-            return
+        with contextlib.suppress(OSError):
+            self._unfinished.unlink()
 
-    def _header(self) -> bytes:
-        """Format 1.0 of https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html."""
-        description = {"descr": self._dtype.str, "fortran_order": False, "shape": (self.count,)}
-        text = repr(description).encode()
-        room = _HEADER_BYTES - 10
-        return b"\x93NUMPY\x01\x00" + room.to_bytes(2, "little") + text.ljust(room - 1) + b"\n"
+
+def header(dtype: np.dtype, entries: int) -> bytes:
+    """What a file of an array begins with.
+
+    Format 1.0 of https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html.
+    """
+    description = {"descr": dtype.str, "fortran_order": False, "shape": (entries,)}
+    text = repr(description).encode()
+    room = HEADER_BYTES - 10
+    return b"\x93NUMPY\x01\x00" + room.to_bytes(2, "little") + text.ljust(room - 1) + b"\n"
 
 
 def sha256(path: Path) -> str:
@@ -301,6 +441,12 @@ def sha256(path: Path) -> str:
 def _why_no_store(path: Path) -> str:
     unfinished = path.with_name(path.name + UNFINISHED)
     if unfinished.is_dir():
+        if writer := lease.holder(unfinished):
+            finished = len(list(unfinished.glob("*-of-*.json")))
+            return (
+                f"{path} is being written by {writer} (shards finished so far: {finished}); it can "
+                "be read when it is whole."
+            )
         return (
             f"{path} was not finished: {unfinished} is what there is of it. "
             "Give the same albert_jax.prepare command again with --resume."

@@ -200,7 +200,7 @@ def _read_state(path: pathlib.Path, config: config_lib.Config, step: int | None)
         train=dataclasses.replace(config.train, microbatch_size=0),
     )
     run = program.build(alone, sharding.make_mesh(alone, jax.local_devices()[:1]))
-    with checkpoint.Checkpoints(path / "checkpoints") as saved:
+    with checkpoint.Checkpoints(path) as saved:
         number = saved.chosen(step)
         state: Any = jax.device_get(saved.restore(run.abstract_state, number))
     return Model(

@@ -16,6 +16,7 @@ import numpy as np
 
 from albert_jax.config import AugmentationConfig
 from albert_jax.data import augmentation
+from albert_jax.training import run_folder
 
 if TYPE_CHECKING:
     from albert_jax.tasks import paraphrase
@@ -81,7 +82,7 @@ def _sources(options: AugmentationConfig) -> list[_Source]:
     if options.model:
         from albert_jax.tasks import paraphrase  # and JAX, which the others need not
 
-        model = paraphrase.load(pathlib.Path(options.model))
+        model = paraphrase.load(run_folder.fetched(options.model))
         sources.append(functools.partial(_with_model, model, options))
     return sources
 

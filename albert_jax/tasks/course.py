@@ -19,7 +19,7 @@ from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.tasks import augmentation, batches
 from albert_jax.tasks.task import Features, Outputs, Task
-from albert_jax.training import report, sharding, telemetry
+from albert_jax.training import report, run_folder, sharding, telemetry
 from albert_jax.training.program import Program
 
 # Which module reads a task.
@@ -54,7 +54,7 @@ def read(config: Config, tokenizer: Tokenizer) -> Task:
             f"task.name={name} is neither."
         )
     module: Any = importlib.import_module(f"albert_jax.tasks.{MODULES[name]}")
-    task: Task = module.load(config, tokenizer, pathlib.Path(config.data.path))
+    task: Task = module.load(config, tokenizer, run_folder.fetched(config.data.path))
     if not task.splits or task.splits[0].score is None:
         raise UserError(f"{config.data.path} has no labelled rows to evaluate {name} on.")
     return task

@@ -32,7 +32,7 @@ from albert_jax.model import finetuning
 from albert_jax.tasks import batches, course, explanation, fill_mask, ner, squad
 from albert_jax.tasks import task as task_lib
 from albert_jax.tasks.task import Features, Outputs
-from albert_jax.training import program, sharding
+from albert_jax.training import program, run_folder, sharding
 
 _MOST_LENGTHS = 512  # and no longer, where a run does not say
 
@@ -52,7 +52,7 @@ class Predictor:
     def __init__(
         self, path: str | pathlib.Path, step: int | None = None, batch_size: int = 32
     ) -> None:
-        self.path = pathlib.Path(path)
+        self.path = run_folder.fetched(path)
         self._model = models.read(self.path, step)
         found = models.read_tokenizer(self.path, self._model)
         if found is None:

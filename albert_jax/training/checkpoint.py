@@ -1,13 +1,15 @@
 """Saving and restoring a run through Orbax: asynchronous, atomic, the newest and the best kept.
 
 A checkpoint has two parts: `params`, which evaluation and inference read alone, and `training`, the
-rest of the state. A half-written one has a temporary name and is never taken for whole.
+rest of the state. A half-written one has a temporary name, or in a bucket lacks the object that is
+written last, and is never taken for whole.
 """
 
 import dataclasses
 import logging
 import math
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -16,14 +18,21 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from albert_jax import storage
 from albert_jax.errors import UserError
-from albert_jax.training import step
+from albert_jax.training import run_folder, step
 
 _PARTS = ("params", "training")
+_WHOLE = "commit_success.txt"  # what Orbax writes last into a checkpoint in a bucket
 
 
-def newest_in(folder: pathlib.Path) -> int | None:
-    """The step of the newest whole checkpoint there, without opening any; None where none is."""
+def newest_in(workdir: pathlib.Path) -> int | None:
+    """The step of a run's newest whole checkpoint, without opening any; None where none is."""
+    if place := run_folder.remote(workdir, run_folder.CHECKPOINTS):
+        parts = [name.split("/") for name in storage.listing(place)]
+        steps = [int(name[0]) for name in parts if name[1:] == [_WHOLE] and name[0].isdigit()]
+        return max(steps, default=None)
+    folder = workdir / run_folder.CHECKPOINTS
     if not folder.is_dir():
         return None
     steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
@@ -44,10 +53,12 @@ def read_params(
     Raises:
         UserError: the run has no such checkpoint, or it does not fit.
     """
-    folder = workdir / "checkpoints"
-    if newest_in(folder) is None:  # opening it would make the folder
-        raise UserError(f"{workdir} has no checkpoint yet; albert_jax.train saves the first one.")
-    with Checkpoints(folder) as saved:
+    if newest_in(workdir) is None:  # opening it would make the folder
+        raise UserError(
+            f"{run_folder.named(workdir)} has no checkpoint yet; albert_jax.train saves the first "
+            "one."
+        )
+    with Checkpoints(workdir) as saved:
         if best and number is None and saved.best:
             number = saved.best[0]
         number = saved.chosen(number)
@@ -56,7 +67,7 @@ def read_params(
 
 def write_params(workdir: pathlib.Path, params: Any, number: int) -> None:
     """Saves parameters alone, as `read_params` reads them: a model that came from elsewhere."""
-    with Checkpoints(workdir / "checkpoints") as saved:
+    with Checkpoints(workdir) as saved:
         saved.save_params(params, number)
 
 
@@ -64,14 +75,19 @@ class Checkpoints:
     """The `checkpoints/` folder of a run.
 
     Args:
-        folder: where they lie; made when the first is saved.
+        workdir: the run's folder; theirs is made when the first is saved.
         keep: how many of the newest stay; the best by its score stays besides.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int = 1) -> None:
+    def __init__(self, workdir: pathlib.Path, keep: int = 1) -> None:
         # Orbax tells its whole story at INFO and warns of what it then does right.
         logging.getLogger("absl").setLevel(logging.ERROR)
-        self._folder = folder.resolve()
+        if run_folder.remote(workdir):
+            # What fails in a thread is told by whoever waits for it (`_guarded`), without traces.
+            logging.getLogger("absl").setLevel(logging.CRITICAL)
+            sys.excepthook = _without_late_callbacks
+        self._folder, self._place = run_folder.checkpoints(workdir.resolve()), workdir
+        self._remote = bool(run_folder.remote(workdir))
         self._scores: dict[int, float] = {}
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -100,8 +116,9 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # To close it is to wait for the other processes, which an error may keep from coming.
-        if error is None or jax.process_count() == 1:
+        # To close it is to wait for the other processes, which an error may keep from coming, or
+        # for a bucket that has gone away.
+        if error is None or (jax.process_count() == 1 and not self._remote):
             self._manager.close()
 
     @property
@@ -123,7 +140,7 @@ class Checkpoints:
         number = self.newest if number is None else number
         if number not in self.steps:
             raise UserError(
-                f"{self._folder.parent} has no checkpoint of step {number}; "
+                f"{run_folder.named(self._place)} has no checkpoint of step {number}; "
                 f"there are: {self.steps}."
             )
         return number
@@ -213,10 +230,15 @@ class Checkpoints:
         """Runs what writes; an earlier save that failed in the background is told of here."""
         try:
             write(*args, **kwargs)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError, UserError) as error:
+            if not self._remote and not isinstance(error, (OSError, ValueError)):
+                raise
+            newest = self.newest
             raise UserError(
                 f"a checkpoint could not be written to {self._folder}: "
-                f"{str(error).splitlines()[0]}. The last good one is of step {self.newest}."
+                f"{_reason(error)}. "
+                + (f"The last good one is of step {newest}" if newest else "No other is there yet")
+                + "; the same command again goes on."
             ) from error
 
     def _restore(self, number: int, args: ocp.args.Composite) -> Any:
@@ -242,6 +264,20 @@ class _KeptBest(checkpoint_managers.PreservationPolicy):
         del context
         best = self.best()
         return [best is not None and info.step == best[0] for info in checkpoints]
+
+
+def _without_late_callbacks(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """`sys.excepthook`, but for TensorStore's news of requests that nobody waits for any more."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _reason(error: Exception) -> str:
+    """An error's first line, without the specification that TensorStore appends."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line.partition(" [tensorstore_spec=")[0].rstrip(".")
 
 
 def _rest(state: step.TrainState) -> list[str]:

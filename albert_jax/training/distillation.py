@@ -28,7 +28,7 @@ from albert_jax import config as config_lib
 from albert_jax.config import Config, ModelConfig
 from albert_jax.errors import UserError
 from albert_jax.model import attention, layers, pretraining
-from albert_jax.training import checkpoint, objectives, sharding
+from albert_jax.training import checkpoint, objectives, run_folder, sharding
 from albert_jax.training import workdir as workdir_lib
 
 # What a student takes over from its teacher besides the layers, and what where both have the same
@@ -149,19 +149,19 @@ def resolve(config: Config, tokenizer_sha256: str) -> Config:
     options = config.distillation
     if not options.teacher:
         return config
-    workdir = pathlib.Path(options.teacher)
+    workdir = run_folder.fetched(options.teacher)
     config_lib.read_workdir(workdir)
     theirs = workdir_lib.load_tokenizer(workdir).sha256
     if theirs != tokenizer_sha256:
         raise UserError(
-            f"distillation.teacher={workdir} reads with another tokenizer (SHA-256 "
+            f"distillation.teacher={options.teacher} reads with another tokenizer (SHA-256 "
             f"{theirs[:12]}...) than the token store was made with ({tokenizer_sha256[:12]}...); "
             "teacher and student must have the same pieces. Prepare the text with the teacher's: "
-            f"albert_jax.prepare --tokenizer={workdir}/..."
+            f"albert_jax.prepare --tokenizer={options.teacher}/..."
         )
-    number = options.teacher_step or checkpoint.newest_in(workdir / "checkpoints")
+    number = options.teacher_step or checkpoint.newest_in(workdir)
     if not number:
-        raise UserError(f"distillation.teacher={workdir} has no checkpoint yet.")
+        raise UserError(f"distillation.teacher={options.teacher} has no checkpoint yet.")
     return dataclasses.replace(
         config, distillation=dataclasses.replace(options, teacher_step=number)
     )
@@ -176,7 +176,7 @@ def on_mesh(config: Config, mesh: Mesh) -> Teacher | None:
     options = config.distillation
     if not options.teacher:
         return None
-    workdir = pathlib.Path(options.teacher)
+    workdir = run_folder.fetched(options.teacher)
     theirs = config_lib.read_workdir(workdir).model
     shards = mesh.shape[layers.TENSOR_AXIS]
     _check(config, theirs, shards)

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from albert_jax.training import hosts as hosts_lib
+from albert_jax.training import run_folder
 
 KINDS = ("step", "data_wait", "compile", "checkpoint", "evaluation", "restart")
 
@@ -155,6 +156,7 @@ class Watchdog:
             faulthandler.dump_traceback(sys.stderr, all_threads=True)
             with contextlib.suppress(OSError), self._path.open("w", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file, all_threads=True)
+            run_folder.within(10.0, lambda: run_folder.flush(self._path.parent))
             # If one process stands still all do; each should be heard before the first one leaves.
             time.sleep(_LAST_WORDS_SECS if self._hosts.count > 1 else 0.0)
             self._hosts.leave(

@@ -36,6 +36,7 @@ import jax
 from jax._src import clusters, distributed  # no public door to the key-value store
 
 from albert_jax.errors import UserError
+from albert_jax.training import run_folder
 
 Shared = TypeVar("Shared")
 
@@ -100,7 +101,7 @@ class Hosts:
         if error is None:
             self._end_together()
         elif isinstance(error, UserError):
-            self.leave(str(error))
+            self.leave(run_folder.spoken(str(error)))
         elif isinstance(error, OSError):  # of this machine's own disk
             self.leave(f"{error.filename or 'writing'}: {error.strerror}")
         elif isinstance(error, KeyboardInterrupt):

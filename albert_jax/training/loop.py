@@ -38,6 +38,7 @@ from albert_jax.training import (
     hosts,
     optimizer,
     program,
+    run_folder,
     sharding,
     step,
     telemetry,
@@ -125,8 +126,7 @@ def train(
             another run's workdir, a full disk.
     """
     clock = goodput.Clock(started)
-    folder = workdir / "checkpoints"
-    processes.outlook = lambda: _outlook(folder, processes)
+    processes.outlook = lambda: _outlook(_newest(workdir), processes)
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.stop_signals())
         if processes.leader:
@@ -135,7 +135,7 @@ def train(
         workdir_lib.check_shared(workdir, run.config, processes)
         minutes = run.config.train.stall_minutes
         stack.enter_context(goodput.Watchdog(clock, minutes, workdir, processes))
-        saved = stack.enter_context(checkpoint.Checkpoints(folder, run.config.checkpoint.keep))
+        saved = stack.enter_context(checkpoint.Checkpoints(workdir, run.config.checkpoint.keep))
         return _Loop(run, course, workdir, saved, processes, clock, profile, start).run()
 
 
@@ -168,8 +168,8 @@ class _Loop:
         self._skipped = processes.share("skipped", lambda: workdir_lib.read_skipped(workdir))
         self._cache: compilation_cache.Cache | None = None
         if jax.default_backend() != "cpu":  # one CPU's programs would not run on every other
-            kept = workdir / compilation_cache.FOLDER
-            directory = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(kept))
+            kept = run_folder.named(workdir / compilation_cache.FOLDER)
+            directory = os.environ.get("JAX_COMPILATION_CACHE_DIR", kept)
             self._cache = compilation_cache.Cache(directory)
         # A copy of the step outlives the state that the next step takes over.
         self._copy = jax.jit(lambda number: number + 0)
@@ -183,7 +183,9 @@ class _Loop:
         try:
             if self._finished(number) and not evaluation_owed:
                 steps = f"all {total} steps" if number >= total else f"{number} of {total} steps"
-                self._progress.write(f"{self._workdir} is trained already: {steps}.")
+                self._progress.write(
+                    f"{run_folder.named(self._workdir)} is trained already: {steps}."
+                )
                 return True
             if number:
                 self._progress.write(f"goes on after step {number}")
@@ -408,7 +410,8 @@ class _Loop:
         left_out = ", ".join(map(str, self._skipped)) or "none"
         raise UserError(
             f"loss or gradient of step {bad_step + 1} is not finite; {where} in "
-            f"{self._workdir / 'checkpoints'}. Batches left out before: {left_out}; "
+            f"{run_folder.named(self._workdir / run_folder.CHECKPOINTS)}. "
+            f"Batches left out before: {left_out}; "
             f"train.max_skipped_batches={self._config.train.max_skipped_batches} allows no more. "
             "Lower optimizer.learning_rate, lengthen optimizer.warmup_steps, or train with "
             "model.dtype=float32, in another workdir."
@@ -488,6 +491,17 @@ class _Loop:
             return False
         return _last_best(self._scores) == len(self._scores) - 1
 
+    def _flush(self) -> None:
+        """Sees to it that what was written is where the run lies.
+
+        Raises:
+            UserError: it cannot be written there.
+        """
+        try:
+            run_folder.flush(self._workdir)
+        except UserError as error:
+            raise UserError(f"{error} {_outlook(self._saved.newest, self._hosts)}.") from error
+
     def _save_due(self) -> bool:
         minutes = self._config.checkpoint.every_minutes
         return minutes > 0 and time.monotonic() - self._last_save >= 60.0 * minutes
@@ -497,6 +511,7 @@ class _Loop:
     ) -> None:
         with self._clock.during("checkpoint"):
             score = None if evaluated is None else evaluated["score"]
+            self._flush()  # a run that goes on from here has all lines up to here
             self._saved.save(state, number, score, self._clock.seconds())
         self._last_save = time.monotonic()
 
@@ -520,7 +535,8 @@ class _Loop:
             jax.profiler.stop_trace()
             self._tracing = False
             self._progress.write(
-                f"steps {first} to {last} are traced: tensorboard --logdir={self._workdir}/profile"
+                f"steps {first} to {last} are traced: tensorboard "
+                f"--logdir={run_folder.named(self._workdir / 'profile')}"
             )
 
 
@@ -534,11 +550,15 @@ class _Stopped(Exception):  # noqa: N818
     """The run was ordered to stop while it evaluated."""
 
 
-def _outlook(folder: pathlib.Path, processes: hosts.Hosts) -> str:
-    newest = checkpoint.newest_in(folder)
+def _outlook(newest: int | None, processes: hosts.Hosts) -> str:
     reached = f"the last checkpoint is step {newest}" if newest else "no checkpoint was saved yet"
     again = "start all processes again" if processes.count > 1 else "the same command again"
     return f"{reached}; {again} to go on"
+
+
+def _newest(workdir: pathlib.Path) -> int | None:
+    """For last words, which do not wait for long."""
+    return run_folder.within(10.0, lambda: checkpoint.newest_in(workdir))
 
 
 def _due(number: int, every: int) -> bool:

@@ -4,11 +4,11 @@ tokenizer, so that it can be carried away from its token store.
 Process 0 alone writes here (checkpoints apart); the others are told what it found.
 """
 
-import fcntl
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import TextIO
+from contextlib import AbstractContextManager
+from typing import Any
 
 from albert_jax import config as config_lib
 from albert_jax.config import Config
@@ -16,36 +16,30 @@ from albert_jax.data import tokenizer as tokenizer_lib
 from albert_jax.data.tokenizer import Normalization, Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.training import hosts as hosts_lib
+from albert_jax.training import run_folder
 
 _SKIPPED, _NORMALIZATION = "skipped_batches.json", "normalization.json"
 
 
-def prepare(workdir: pathlib.Path, config: Config) -> TextIO:
-    """Makes the folder or checks that it holds this very run; returns the lock that keeps others
-    out while it is open.
+def prepare(workdir: pathlib.Path, config: Config) -> AbstractContextManager[Any]:
+    """Makes the folder or checks that it holds this very run; returns what keeps others out while
+    it is open.
 
     Raises:
         UserError: another run's folder, one in use, or one that cannot be written.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: {error.strerror}.") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UserError(f"--workdir={workdir}: another process is training there.") from None
+    lock = run_folder.claim(workdir)
     path = workdir / "config.json"
     if path.exists():
         differing = config_lib.differing_fields(config, config_lib.read_workdir(workdir))
         if differing:
             raise UserError(
-                f"--workdir={workdir} holds a run with another config; choose another folder, "
-                "or set back:\n  " + "\n  ".join(differing)
+                f"--workdir={run_folder.named(workdir)} holds a run with another config; choose "
+                "another folder, or set back:\n  " + "\n  ".join(differing)
             )
     else:
         _write_whole(path, config.to_json())
+        run_folder.flush(workdir)  # the other processes look for it
     return lock
 
 
@@ -65,10 +59,10 @@ def check_shared(workdir: pathlib.Path, config: Config, hosts: hosts_lib.Hosts) 
             f"process {hosts.index} was given another config or store than process 0:\n  "
             + "\n  ".join(differing)
         )
-    if not (workdir / "config.json").exists():
+    if not run_folder.has(workdir, "config.json"):
         raise UserError(
-            f"--workdir={workdir} is another folder on process {hosts.index} than on process 0; "
-            "choose one on storage that all of them share."
+            f"--workdir={run_folder.named(workdir)} is another folder on process {hosts.index} "
+            "than on process 0; choose one on storage that all of them share."
         )
 
 

@@ -46,10 +46,10 @@ def test_saved_under_one_mesh_restored_under_every_other(tmp_path, values, saved
         abstract_state(saved_under),
     )
     seconds = {"step": 1.5, "compile": 0.25}
-    with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
+    with checkpoint.Checkpoints(tmp_path) as saved:
         saved.save(state, 3, -1.0, seconds)
-    assert checkpoint.newest_in(tmp_path / "checkpoints") == 3
-    with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
+    assert checkpoint.newest_in(tmp_path) == 3
+    with checkpoint.Checkpoints(tmp_path) as saved:
         assert saved.seconds(3) == seconds
         assert saved.best == (3, -1.0)
         for mesh in MESHES:

@@ -73,7 +73,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     cfg = run_config(TEACHER)
     (workdir / "config.json").write_text(cfg.to_json())
     run = program.build(cfg, sharding.make_mesh(cfg, jax.devices()[:1]))
-    with checkpoint.Checkpoints(workdir / "checkpoints") as saved:
+    with checkpoint.Checkpoints(workdir) as saved:
         saved.save(run.init(), 7, None, {})
     return workdir
 
