@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from albert_jax import prepare
-from albert_jax.data import duplicates, quality, shards, sources, store
+from albert_jax.data import duplicates, quality, shards, sources, store, tokenizer
 from albert_jax.errors import UserError
 from tests import test_prepare
 
@@ -217,10 +217,12 @@ def test_resume_compares_again_what_has_changed(tmp_path):
     rng = random.Random(8)
     repeated = test_prepare.document(rng, 6).replace("\n", " ")
     for name in "abc":
-        text = "\n\n".join(test_prepare.document(rng, 30) for _ in range(900))
+        text = "\n\n".join(test_prepare.document(rng, 30) for _ in range(700))
         (tmp_path / f"{name}.txt").write_text(text)
     good = (tmp_path / "c.txt").read_bytes() + f"\n\n{repeated}\n\nSo it is. And so.\n".encode()
-    flags = [f"--input={tmp_path}/*.txt", "--train_tokenizer", "--vocab_size=60", "--workers=1"]
+    sentences = [test_prepare.sentence(rng) for _ in range(900)]
+    model = tokenizer.train(sentences, tmp_path / "x.model", 60, tokenizer.Normalization())
+    flags = [f"--input={tmp_path}/*.txt", f"--tokenizer={model}", "--workers=1"]
     flags += ["--unique_paragraphs", f"--output={tmp_path}/store"]
     (tmp_path / "c.txt").write_bytes(good + b"\n\nbroken \xff here\n")
     with pytest.raises(UserError, match="--resume goes on from there"):
