@@ -1,6 +1,6 @@
 """A bucket on loopback that can be made to fail: gcp-storage-emulator's handlers behind a server of
-our own, which answers several requests at once, holds to `ifGenerationMatch` (the emulator does
-not), and has faults to order.
+our own, which answers several requests at once, holds to `ifGenerationMatch` and tells generations
+with what it sends (the emulator does neither), and has faults to order.
 """
 
 import contextlib
@@ -90,6 +90,12 @@ def served() -> Iterator[Bucket]:
                     getattr(super(), f"do_{method}")()
                     return
             self.refuse(412)
+
+        def end_headers(self) -> None:
+            generation = bucket.generation(self.path_name())
+            if self.command == "GET" and generation:
+                self.send_header("x-goog-generation", str(generation))
+            super().end_headers()
 
         def wanted_generation(self) -> tuple[str, int] | None:
             query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
