@@ -470,19 +470,12 @@ class Config:
                     f"data.shuffle={self.data.shuffle} is for token stores; the examples of "
                     "data.format=google_tfrecord come in one order of all: set it to global."
                 )
-        reasons = {
-            f"task.name={self.task.name}: a fine-tuning's rows are batched by length": bool(
-                self.task.name
-            ),
-            "model.sentence_objective=none: its rows are full of sentences anyway": (
-                self.model.sentence_objective == "none"
-            ),
-            "data.format=google_tfrecord: its examples are rows already": (
-                self.data.format == "google_tfrecord"
-            ),
-        }
-        if self.data.packing and any(reasons.values()):
-            why = next(reason for reason, holds in reasons.items() if holds)
+        if self.data.packing and (self.task.name or self.model.sentence_objective == "none"):
+            why = (
+                f"task.name={self.task.name}: a fine-tuning's rows are batched by length"
+                if self.task.name
+                else "model.sentence_objective=none: its rows are full of sentences anyway"
+            )
             raise UserError(f"data.packing=True does not go with {why}; set it to False.")
 
         if self.data.schedule and self.task.name:
