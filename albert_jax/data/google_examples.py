@@ -55,7 +55,7 @@ class GoogleExamples:
     """The records that a run reads, for training and held out, and their tokenizer.
 
     Attributes:
-        path: as it was given.
+        place: where they are, as it was given.
         spoken: the tokenizer that made the ids.
         records: of each split all that its files hold.
         numbers: of each split which records belong to it, int64 [N].
@@ -63,7 +63,7 @@ class GoogleExamples:
         predictions: P of every record.
     """
 
-    path: str
+    place: str
     spoken: tokenizer_lib.Tokenizer
     records: Mapping[str, tfrecord.Records]
     numbers: Mapping[str, np.ndarray]
@@ -158,7 +158,7 @@ def open_examples(data: DataConfig) -> GoogleExamples:
             "validation": np.flatnonzero(is_held_out_R),
         }
     return GoogleExamples(
-        path=data.path,
+        place=data.path,
         spoken=spoken,
         records={"train": train, "validation": held_out},
         numbers=numbers,
@@ -209,10 +209,10 @@ class RecordBuilder:
         self.examples_per_epoch = len(self._numbers_N)
         if not self.examples_per_epoch:
             raise UserError(
-                f"data.path={data.path}: {len(data.records[split])} records are too few for one "
+                f"data.path={data.place}: {len(data.records[split])} records are too few for one "
                 f"of {_HELD_OUT} to be held out. Name others with data.validation_path."
                 if split == "validation"
-                else f"data.path={data.path} holds no records for training."
+                else f"data.path={data.place} holds no records for training."
             )
         self._order = order.Order(np.array([0, self.examples_per_epoch]), options.seed)
         self._options = options
