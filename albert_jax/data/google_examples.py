@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from albert_jax.config import DataConfig
-from albert_jax.data import examples, order, pipeline, statistics, tfrecord
+from albert_jax.data import examples, order, pipeline, statistics, store, tfrecord
 from albert_jax.data import tokenizer as tokenizer_lib
 from albert_jax.errors import UserError
 
@@ -99,7 +99,7 @@ class GoogleExamples:
         sample of some ten thousand records, always the same ones.
         """
         counts = {split: self._count(split) for split in self.numbers}
-        return statistics.unigram_loss(counts["train"], counts["validation"])
+        return store.unigram_loss(counts["train"], counts["validation"])
 
     def builder(self, split: str, options: examples.ExampleOptions, masks: str) -> "RecordBuilder":
         """The examples of "train" or "validation"; see `RecordBuilder`."""

@@ -17,7 +17,6 @@ Shapes: T tokens, V vocabulary.
 import dataclasses
 import importlib.metadata
 import json
-import math
 import re
 import shutil
 import unicodedata
@@ -479,7 +478,7 @@ def _manifest(
         ),
         "validation_fraction": options.validation_fraction,
         "validation_below": jobs[0].validation_below,
-        "unigram_loss": _unigram_loss(counts["train"], counts["validation"]),
+        "unigram_loss": store.unigram_loss(counts["train"], counts["validation"]),
         "unknown_share": float(
             sum(c[tokenizer.unk_id] for c in counts.values())
             / sum(c.sum() for c in counts.values())
@@ -490,10 +489,3 @@ def _manifest(
         "sources": listed,
         "splits": splits,
     }
-
-
-def _unigram_loss(train_V: np.ndarray, validation_V: np.ndarray) -> float:
-    """Nats per validation token under the frequencies of train, one added to each."""
-    measured_V = validation_V if validation_V.any() else train_V
-    log_probs_V = np.log(train_V + 1.0) - math.log(train_V.sum() + len(train_V))
-    return float(-(measured_V @ log_probs_V) / measured_V.sum())

@@ -7,7 +7,6 @@ Shapes: B examples, L sequence length, P masked slots, V vocabulary, G masked ru
 """
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from typing import Self
 
@@ -117,13 +116,6 @@ def unmasked(batch: Mapping[str, np.ndarray]) -> np.ndarray:
     row, slot = np.nonzero(batch["masked_lm_weights"])
     ids_BL[row, batch["masked_lm_positions"][row, slot]] = batch["masked_lm_ids"][row, slot]
     return ids_BL
-
-
-def unigram_loss(train_V: np.ndarray, validation_V: np.ndarray) -> float:
-    """Nats per validation token under the frequencies of train, one added to each."""
-    measured_V = validation_V if validation_V.any() else train_V
-    log_probs_V = np.log(train_V + 1.0) - math.log(train_V.sum() + len(train_V))
-    return float(-(measured_V @ log_probs_V) / measured_V.sum())
 
 
 def _count(

@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -340,6 +341,13 @@ def tokenizer_record(tokenizer: tokenizer_lib.Tokenizer) -> dict[str, Any]:
     if tokenizer.file_name != _USUAL_TOKENIZER:
         record["file"] = tokenizer.file_name
     return record
+
+
+def unigram_loss(train_V: np.ndarray, validation_V: np.ndarray) -> float:
+    """Nats per validation token under the frequencies of train, one added to each."""
+    measured_V = validation_V if validation_V.any() else train_V
+    log_probs_V = np.log(train_V + 1.0) - math.log(train_V.sum() + len(train_V))
+    return float(-(measured_V @ log_probs_V) / measured_V.sum())
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
