@@ -70,11 +70,6 @@ class GoogleExamples:
     length: int
     predictions: int
 
-    @property
-    def place(self) -> str:
-        """Where it is, for a person."""
-        return self.path
-
     def tokenizer(self) -> tokenizer_lib.Tokenizer:
         """The tokenizer that made the ids."""
         return self.spoken
