@@ -470,6 +470,8 @@ def _files() -> Any:
     # etils would take TensorFlow's client, which knows no emulator and is slow to import; gcsfs
     # would ask every bucket over gRPC what kind it is.
     os.environ.setdefault("EPATH_USE_TF", "false")
+    if etils_paths := sys.modules.get("etils.epath.gpath"):
+        etils_paths._is_tf_installed.cache_clear()  # asked already, for a path on the disk
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(round(_silence())))
     os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")

@@ -83,8 +83,9 @@ class Checkpoints:
         # Orbax tells its whole story at INFO and warns of what it then does right.
         logging.getLogger("absl").setLevel(logging.ERROR)
         if run_folder.remote(workdir):
-            # What fails in a thread is told by whoever waits for it (`_guarded`), without traces.
-            logging.getLogger("absl").setLevel(logging.CRITICAL)
+            # What fails in a thread is told by whoever waits for it (`_guarded`), without traces;
+            # by a filter, as others set the level anew.
+            logging.getLogger("absl").addFilter(_is_critical)
             sys.excepthook = _without_late_callbacks
         self._folder, self._place = run_folder.checkpoints(workdir.resolve()), workdir
         self._remote = bool(run_folder.remote(workdir))
@@ -102,6 +103,8 @@ class Checkpoints:
                 create=True,
             ),
         )
+        self._whole = self._manager.latest_step()
+        self._in_flight: int | None = None
         for number in self._manager.all_steps():
             score = self._metadata(number).get("score")
             if score is not None:
@@ -123,8 +126,12 @@ class Checkpoints:
 
     @property
     def newest(self) -> int | None:
-        """The step of the newest whole checkpoint; None where there is none."""
-        return self._manager.latest_step()
+        """The step of the newest whole checkpoint; None where there is none.
+
+        One that is being saved counts from when it was waited for without an error, in all
+        processes alike; Orbax counts it from the start.
+        """
+        return self._whole
 
     @property
     def steps(self) -> list[int]:
@@ -172,7 +179,8 @@ class Checkpoints:
         score: float | None,
         seconds: dict[str, float],
     ) -> None:
-        """Starts to save; returns as soon as the state may be overwritten.
+        """Starts to save, when what was started before is whole; returns as soon as the state may
+        be overwritten.
 
         Args:
             state: what `number` steps made.
@@ -182,6 +190,7 @@ class Checkpoints:
         """
         if number in self._manager.all_steps():
             return
+        self.wait()
         if score is not None and math.isfinite(score):
             self._scores[number] = score
         rest = {field: getattr(state, field) for field in _rest(state)}
@@ -193,16 +202,20 @@ class Checkpoints:
             ),
             custom_metadata={"seconds": seconds, "score": score},
         )
+        self._in_flight = number
 
     def save_params(self, params: Any, number: int) -> None:
         """Saves parameters without the state of a training."""
         args = ocp.args.Composite(params=ocp.args.StandardSave(params))
         self._guarded(self._manager.save, number, args=args)
+        self._in_flight = number
         self.wait()
 
     def wait(self) -> None:
         """Until everything that was started is on the disk."""
         self._guarded(self._manager.wait_until_finished)
+        if self._in_flight is not None:
+            self._whole, self._in_flight = self._in_flight, None
 
     def restore(self, like: step.TrainState, number: int) -> step.TrainState:
         """The state after `number` steps, in the shapes and shardings of `like`, whatever it was
@@ -231,6 +244,7 @@ class Checkpoints:
         try:
             write(*args, **kwargs)
         except (OSError, ValueError, RuntimeError, UserError) as error:
+            self._in_flight = None  # Orbax raises only once
             if not self._remote and not isinstance(error, (OSError, ValueError)):
                 raise
             newest = self.newest
@@ -264,6 +278,10 @@ class _KeptBest(checkpoint_managers.PreservationPolicy):
         del context
         best = self.best()
         return [best is not None and info.step == best[0] for info in checkpoints]
+
+
+def _is_critical(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.CRITICAL
 
 
 def _without_late_callbacks(

@@ -554,6 +554,7 @@ class _Loop:
     ) -> None:
         with self._clock.during("checkpoint"):
             score = None if evaluated is None else evaluated["score"]
+            self._saved.wait()  # first, so that what fails next knows which the last good one is
             self._flush()  # a run that goes on from here has all lines up to here
             self._saved.save(state, number, score, self._clock.seconds())
         self._last_save = time.monotonic()
