@@ -45,6 +45,10 @@ def bucket(tmp_path_factory):
             **served.environment,
             storage.CACHE: str(folder / "cache"),
             storage.PATIENCE: "60",
+            # For the processes that train: one device, and a program that is compiled in half the
+            # time.
+            "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+            "--xla_llvm_disable_expensive_passes=true",
         }
         for name, value in environment.items():
             patch.setenv(name, value)
@@ -67,7 +71,7 @@ def local_store(bucket, tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def local_run(local_store, tmp_path_factory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("runs") / "local"
-    small_store.run_here("train", *arguments(local_store, workdir))
+    small_store.run_command("train", *arguments(local_store, workdir))
     return workdir
 
 
@@ -208,7 +212,7 @@ def test_a_bucket_that_goes_away_in_the_middle_of_a_save_leaves_the_last_checkpo
     bucket.fault = lambda method, path: None
     assert whole_checkpoints(bucket, "runs/lost") == [5]
     monkeypatch.setenv(storage.PATIENCE, "60")
-    small_store.run_here("train", *arguments(store, run))
+    small_store.run_command("train", *arguments(store, run))
     assert numbers(bucket.read("runs/lost/metrics.jsonl").decode()) == numbers(
         (local_run / "metrics.jsonl").read_text()
     )
