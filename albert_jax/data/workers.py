@@ -69,7 +69,7 @@ def parallel(
         try:
             while todo or running:
                 # Processes are started here and inherit this: Ctrl-C is the parent's to handle.
-                with _ignoring(signal.SIGINT):
+                with _held_back(signal.SIGINT):
                     while todo and len(running) < 2 * workers:
                         index, job = todo.popleft()
                         running[executor.submit(_work, task, job)] = index
@@ -88,6 +88,16 @@ def parallel(
             for process in multiprocessing.active_children() if running else ():
                 process.kill()
             executor.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _held_back(number: signal.Signals) -> Iterator[None]:
+    """A signal waits; ignored, one that comes while processes start would be lost."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
