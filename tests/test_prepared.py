@@ -145,6 +145,6 @@ def test_a_run_learns_from_exported_examples_and_from_no_others(
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "split" not in line] == list(range(1, 7))
     # The run knows its records by what is in them, and refuses others.
-    other = f"--config.data.path={out}/validation-*"
-    refused = small_store.run_command("train", *train, other, expect=1)
+    other = f"--config.data.path={out}/validation-*", f"--config.data.validation_path={out}/train-*"
+    refused = small_store.run_command("train", *train, *other, expect=1)
     assert "data.store_fingerprint" in refused.stderr
