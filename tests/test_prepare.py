@@ -451,6 +451,7 @@ def test_a_second_writer_and_a_reader_while_one_works_are_refused(model, tmp_pat
     flags = [f"--input={text}", f"--tokenizer={model}", f"--output={tmp_path}/store"]
     with started(*flags, "--workers=1") as first:
         wait_for((tmp_path / "store.unfinished" / "options.json").exists)
+        first.send_signal(signal.SIGSTOP)  # or it may be done before the others have started
         for more in ([], ["--resume"]):
             second = run(*flags, *more)
             assert second.returncode == 1
@@ -458,6 +459,7 @@ def test_a_second_writer_and_a_reader_while_one_works_are_refused(model, tmp_pat
             assert f"(process {first.pid} of " in second.stderr
         with pytest.raises(UserError, match=f"is being written by process {first.pid} of "):
             store.open_store(tmp_path / "store")
+        first.send_signal(signal.SIGCONT)
         assert first.wait(60) == 0
     assert run(*flags[:2], f"--output={tmp_path}/other").returncode == 0
     assert contents(tmp_path / "store") == contents(tmp_path / "other")
