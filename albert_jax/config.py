@@ -30,6 +30,7 @@ MODEL_TYPES = ("albert", "bert", "roberta", "distilbert")
 OBJECTIVES = ("sop", "nsp", "none")
 DTYPES = ("bfloat16", "float32")
 REMAT = ("auto", "none", "dots", "full")
+UNROLL = ("auto", "yes", "no")
 ATTENTION = ("auto", "xla", "flash", "splash", "cudnn")
 AUTO = -1  # what a number that may be chosen for the user reads as when it is written `auto`
 OPTIMIZERS = ("lamb", "adamw")
@@ -72,6 +73,7 @@ class ModelConfig:
     dtype: str = "bfloat16"  # of matrix products; masters, losses and statistics are float32
     remat: str = "dots"  # recompute in the backward pass: none; dots: all but products; full: all;
     # auto: the least that the device's memory allows
+    unroll: str = "auto"  # the loop over layers written out: yes; no; auto: on a CPU without remat
     attention: str = "auto"  # xla; flash, splash: Pallas kernels for TPUs; cudnn: on GPUs; auto
 
     def __post_init__(self) -> None:
@@ -102,6 +104,7 @@ class ModelConfig:
         _one_of("model", self, "sentence_objective", OBJECTIVES)
         _one_of("model", self, "dtype", DTYPES)
         _one_of("model", self, "remat", REMAT)
+        _one_of("model", self, "unroll", UNROLL)
         _one_of("model", self, "attention", ATTENTION)
         if self.hidden_size % self.num_attention_heads:
             fits = [n for n in range(1, self.hidden_size + 1) if self.hidden_size % n == 0]
@@ -533,7 +536,7 @@ _SECTIONS: dict[str, type] = {
 # is looked at, never what it computes. (A store that moved is the same by its fingerprint.)
 CHANGEABLE = frozenset(
     {"data.path", "data.validation_path", "data.tokenizer", "data.cache_gib"}
-    | {"train.microbatch_size", "model.remat", "model.attention"}
+    | {"train.microbatch_size", "model.remat", "model.unroll", "model.attention"}
     | {"train.max_skipped_batches", "train.stall_minutes"}
     | {f"mesh.{axis}" for axis in ("data", "fsdp", "tensor")}
     | {f"checkpoint.{field.name}" for field in dataclasses.fields(CheckpointConfig)}

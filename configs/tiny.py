@@ -22,6 +22,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         0.1  # about 1 / sqrt(hidden_size); 0.02 waits long on the unigram plateau
     )
     c.model.dtype = "float32"  # bfloat16 products are slow on CPUs
+    c.model.remat = "auto"
     c.data.max_seq_length = 64
     c.data.max_predictions_per_seq = 10
     c.train.steps = 2_600

@@ -8,6 +8,9 @@ counts the blocks inside one layer (`inner_group_num`). The depths are cut into 
 half either stays with one set (which the scan then holds fixed) or takes the next set at each depth
 (which the scan then walks over), so that no depth ever indexes into a stack.
 
+The loop of a scan compiles in the same time at any depth, but keeps what the backward pass needs in
+stacks, which a CPU fills and reads slowly: there the loop is written out (`model.unroll`).
+
 Letters: B batch, L sequence length, E embedding size, D hidden size, H heads, K size of a head, F
     feed-forward size,
 N depths, I blocks inside a layer.
@@ -347,7 +350,10 @@ class Encoder(nn.Module):
             )
 
         if cfg.remat != "none":
-            layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[cfg.remat], prevent_cse=False)
+            # In a loop nothing can be taken from before it; written out, it could.
+            layer = jax.checkpoint(
+                layer, policy=_REMAT_POLICIES[cfg.remat], prevent_cse=cfg.unroll == "yes"
+            )
 
         captured, depth = [], 0
         for run in runs(cfg.num_hidden_layers, cfg.attention_groups, cfg.ffn_groups):
@@ -360,6 +366,7 @@ class Encoder(nn.Module):
                 lambda _, x, attention_I, ffn_I, depth: layer(x, attention_I, ffn_I, depth),
                 in_axes=in_axes,
                 length=run.length,
+                unroll=run.length if cfg.unroll == "yes" else 1,
             )
             x_BLD, outputs = scan(
                 self,

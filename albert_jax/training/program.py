@@ -16,7 +16,7 @@ import optax
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from albert_jax.config import Config
+from albert_jax.config import Config, ModelConfig
 from albert_jax.errors import UserError
 from albert_jax.model import attention, finetuning, layers, pretraining
 from albert_jax.training import distillation, objectives, optimizer, sharding, step
@@ -101,17 +101,19 @@ class Program:
 def build(config: Config, mesh: Mesh) -> Program:
     """The program of a config whose vocabulary size is known; nothing is computed yet."""
     tensor_shards = mesh.shape[layers.TENSOR_AXIS]
+    platform = mesh.devices.flat[0].platform
     implementation = attention.choose(
         config.model,
         config.data.max_seq_length,
-        mesh.devices.flat[0].platform,
+        platform,
         tensor_shards,
         config.data.packing,
     )
     # Kernels are for the step's lengths alone; for all else, initial values among it, there is xla.
-    whole_model = _model(config, "xla")
+    whole_model = _model(config, "xla", "no")
     teacher = distillation.on_mesh(config, mesh)
-    objective = _objective(config, _model(config, implementation, tensor_shards), teacher)
+    model = _model(config, implementation, _unroll(config.model, platform), tensor_shards)
+    objective = _objective(config, model, teacher)
     whole_objective = _objective(config, whole_model, None)
     boxed = jax.eval_shape(lambda: whole_objective.init_params(config.train.seed))
     names = sharding.axis_names(boxed)
@@ -213,8 +215,18 @@ def build(config: Config, mesh: Mesh) -> Program:
     )
 
 
-def _model(config: Config, implementation: str, shards: int = 1) -> Any:
-    model, task = dataclasses.replace(config.model, attention=implementation), config.task
+def _unroll(model: ModelConfig, platform: str) -> str:
+    """`model.unroll`, decided. Of a step on a CPU (4 layers of 256), keeping what the backward pass
+    needs in the loop's stacks was a sixth; others update them in place.
+    """
+    if model.unroll != "auto":
+        return model.unroll
+    return "yes" if platform == "cpu" and model.remat == "none" else "no"
+
+
+def _model(config: Config, implementation: str, unroll: str, shards: int = 1) -> Any:
+    model = dataclasses.replace(config.model, attention=implementation, unroll=unroll)
+    task = config.task
     if not task.head:
         return pretraining.PretrainingModel(model, shards)
     return finetuning.FinetuningModel(model, task.head, max(len(task.label_names), 1), shards)

@@ -93,10 +93,12 @@ def test_runs_cover_every_depth_once_with_its_sets(attention_groups, ffn_groups)
         assert len(runs) == 1
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_rematerialisation_changes_no_gradient(remat):
+@pytest.mark.parametrize(
+    ("remat", "unroll"), [("dots", "no"), ("full", "no"), ("none", "yes"), ("dots", "yes")]
+)
+def test_rematerialisation_and_unrolling_change_no_gradient(remat, unroll):
     model, params = init(SMALL)
-    again = pretraining.PretrainingModel(dataclasses.replace(SMALL, remat=remat))
+    again = pretraining.PretrainingModel(dataclasses.replace(SMALL, remat=remat, unroll=unroll))
     keys = jax.random.split(jax.random.key(5), 3)
 
     def gradient(model):
