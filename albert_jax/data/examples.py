@@ -99,6 +99,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import extending
 
 from albert_jax.data import compilation, nearby, packing, store
@@ -117,6 +118,8 @@ _SINGLE_SENTENCE = ("split", "random_next")
 _CONTINUES, _STARTS, _SPECIAL = 0, 1, 2
 _MASKED = ("masked_lm_positions", "masked_lm_ids", "masked_lm_weights")
 _MANY = 1_000_000  # pairs that tell how much padding there is
+_AT_ONCE = 32  # rows whose text is fetched from memory together; that of more leaves the cache
+_OFFSET_BYTES, _LINE_BYTES = 8, 64  # of an int64; of what memory is fetched by
 _ALIGNMENT_BYTES = 64  # that TensorFlow wants
 
 
@@ -359,13 +362,15 @@ class ExampleBuilder:
             self._options.max_pairs_per_seq if self._options.packing else 1,
         )
         packed_B = B if self._options.packing else 0
-        batch = {
-            **empty_batch(B, L, P),
-            "sentence_order_labels": aligned((B, S), np.int32),
-            "sentence_order_weights": aligned((packed_B, S), np.float32),
-            "segment_ids": aligned((packed_B, L), np.int32),
-            "cls_positions": aligned((packed_B, S), np.int32),
-        }
+        batch = _empty(
+            {
+                **_forms(B, L, P),
+                "sentence_order_labels": ((B, S), np.int32),
+                "sentence_order_weights": ((packed_B, S), np.float32),
+                "segment_ids": ((packed_B, L), np.int32),
+                "cls_positions": ((packed_B, S), np.int32),
+            }
+        )
         examples_B = np.ascontiguousarray(examples_B, dtype=np.int64)
         epochs_B, rows_B = self._order.places(examples_B)
         corpus, held = self._corpus, {}
@@ -438,14 +443,34 @@ class Masker:
 
 def empty_batch(B: int, L: int, P: int) -> dict[str, np.ndarray]:
     """The arrays of a batch, with anything in them, where TensorFlow takes them without a copy."""
+    return _empty(_forms(B, L, P))
+
+
+_Forms = dict[str, tuple[tuple[int, ...], type]]
+
+
+def _forms(B: int, L: int, P: int) -> _Forms:
     return {
-        "input_ids": aligned((B, L), np.int32),
-        "token_type_ids": aligned((B, L), np.int32),
-        "attention_mask": aligned((B, L), np.int32),
-        "masked_lm_positions": aligned((B, P), np.int32),
-        "masked_lm_ids": aligned((B, P), np.int32),
-        "masked_lm_weights": aligned((B, P), np.float32),
-        "sentence_order_labels": aligned((B,), np.int32),
+        "input_ids": ((B, L), np.int32),
+        "token_type_ids": ((B, L), np.int32),
+        "attention_mask": ((B, L), np.int32),
+        "masked_lm_positions": ((B, P), np.int32),
+        "masked_lm_ids": ((B, P), np.int32),
+        "masked_lm_weights": ((B, P), np.float32),
+        "sentence_order_labels": ((B,), np.int32),
+    }
+
+
+def _empty(forms: _Forms) -> dict[str, np.ndarray]:
+    """Arrays as `aligned` makes them, in one piece of memory, which takes less time."""
+    ends = [0]
+    for shape, dtype in forms.values():
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        ends.append(ends[-1] + size + -size % _ALIGNMENT_BYTES)
+    memory = aligned((ends[-1],), np.uint8)
+    return {
+        name: np.ndarray(shape, dtype, memory, begin)
+        for (name, (shape, dtype)), begin in zip(forms.items(), ends, strict=False)
     }
 
 
@@ -622,7 +647,7 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 # From here on, everything is compiled.
 
-_compiled = compilation.compiled
+_compiled, _uncounted = compilation.compiled, compilation.uncounted
 
 
 def _as_pointer(_: Any, address: Any, dtype: Any) -> Any:
@@ -635,23 +660,44 @@ def _as_pointer(_: Any, address: Any, dtype: Any) -> Any:
     return pointer(numba.types.int64, dtype), generate
 
 
+def _prefetch(_: Any, address: Any) -> Any:
+    """Begins to fetch the memory at the int64 `address` into the cache; any address is allowed."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch.p0", fnty=kind)
+        # To be read, kept in all caches, data.
+        flags = [number(0), number(3), number(1)]
+        builder.call(prefetch, [builder.inttoptr(arguments[0], byte), *flags])
+        return context.get_dummy_value()
+
+    return numba.types.none(numba.types.int64), generate
+
+
 _pointer: Callable[..., Any] = extending.intrinsic(_as_pointer)
+_fetch_line: Callable[..., Any] = extending.intrinsic(_prefetch)
 _carray: Callable[..., Any] = numba.carray  # pyright: ignore[reportPrivateImportUsage]
 
 
 @_compiled
-def _offsets(address: int, length: int) -> np.ndarray:
-    return _carray(_pointer(address, numba.int64), (length,))
+def _array_at(address: int, dtype: Any, length: int) -> np.ndarray:
+    return _carray(_pointer(address, dtype), (length,))
 
 
 @_compiled
+def _offsets(address: int, length: int) -> np.ndarray:
+    return _array_at(address, numba.int64, length)
+
+
+@_uncounted
 def _below(stream: np.ndarray, n: int) -> np.int64:
     """Takes a draw from `stream`, uint64 [1]."""
     stream[0] += _GAMMA
     return _scaled(_mix(stream[0]), n)
 
 
-@_compiled
+@_uncounted
 def _begin_document(stream: np.ndarray, rules: _Rules, document: int) -> int:
     """Sets `stream` to the document's, and returns its target length in tokens."""
     stream[0] = _key(rules.seed, _DOCUMENT, document, 0)
@@ -732,22 +778,55 @@ def _index_full(
     return chunks
 
 
+class _Scratch(NamedTuple):
+    """Where a pair is worked on. A word w has the pieces from begins[w] up to ends[w + 1]."""
+
+    streams: np.ndarray  # uint64 [3, 1], random streams: an example's, and two for `_random_other`
+    kinds: np.ndarray  # uint8, of each piece: whether it continues a word, starts one, is special
+    begins: np.ndarray  # int32
+    ends: np.ndarray  # int32
+    closes: np.ndarray  # int32, of each word: the word after the last of its segment
+    order: np.ndarray  # int32, words as they are visited, then those that are masked
+    masked: np.ndarray  # uint8, of each word and of what an n-gram may reach beyond the last
+
+
+@_compiled
+def _make_scratch(L: int, ngram: int) -> _Scratch:
+    return _Scratch(
+        np.empty((3, 1), np.uint64),
+        np.empty(L, np.uint8),
+        np.empty(L + ngram, np.int32),
+        np.empty(L + ngram, np.int32),
+        np.empty(L + ngram, np.int32),
+        np.empty(L + ngram, np.int32),
+        np.empty(L + ngram, np.uint8),
+    )
+
+
 @_compiled
 def _build(
     corpus: _Corpus, rules: _Rules, epochs_B: np.ndarray, rows_B: np.ndarray, batch: _Batch
 ) -> bool:
     """Fills the batch; False where a token is not in the vocabulary."""
+    scratch = _make_scratch(batch.ids_BL.shape[1], len(rules.ngram_law))
+    return _fill(corpus, rules, epochs_B, rows_B, batch, scratch)
+
+
+@_uncounted
+def _fill(
+    corpus: _Corpus,
+    rules: _Rules,
+    epochs_B: np.ndarray,
+    rows_B: np.ndarray,
+    batch: _Batch,
+    scratch: _Scratch,
+) -> bool:
     B, L = batch.ids_BL.shape
-    stream = np.empty(1, np.uint64)
-    slots = np.empty((2, L + 2), np.int32)
-    order = np.empty(L + 1, np.int32)
-    masked = np.empty(L + 2, np.uint8)
-    kinds_L = np.empty(L, np.uint8)
+    stream = scratch.streams[0]
     for b in range(B):
+        if b % _AT_ONCE == 0:
+            _fetch(corpus, rules, rows_B[b : b + _AT_ONCE])
         ids_L, types_L, attention_L = batch.ids_BL[b], batch.types_BL[b], batch.attention_BL[b]
-        batch.positions_BP[b] = 0
-        batch.targets_BP[b] = 0
-        batch.weights_BP[b] = 0
         batch.labels_BS[b] = 0
         if rules.packing:
             batch.label_weights_BS[b] = 0
@@ -769,40 +848,63 @@ def _build(
                 length = _lay_full(corpus, rules, shard, chunk, free_L)
             else:
                 length, first_b, batch.labels_BS[b, s] = _lay_pair(
-                    corpus, rules, shard, chunk, stream, free_L
+                    corpus, rules, shard, chunk, scratch, free_L
                 )
             if length < 0:
                 return False
             for p in range(length):
-                kinds_L[p] = rules.piece_kind_V[free_L[p]]
-            masks = _mask(
-                rules,
-                kinds_L,
-                stream,
-                free_L,
-                length,
-                slots,
-                order,
-                masked,
-                batch.positions_BP[b, made:],
-                batch.targets_BP[b, made:],
-                batch.weights_BP[b, made:],
-            )
-            for p in range(length):
-                attention_L[at + p] = 1
-                types_L[at + p] = 1 if p >= first_b else 0
+                scratch.kinds[p] = rules.piece_kind_V[free_L[p]]
+            positions_p = batch.positions_BP[b, made:]
+            masks = _mask(rules, scratch, free_L, length, positions_p, batch.targets_BP[b, made:])
+            types_L[at:] = 0
+            types_L[at + first_b : at + length] = 1
             if rules.packing:
                 batch.label_weights_BS[b, s] = 1
                 batch.segments_BL[b, at : at + length] = s + 1
                 batch.begins_BS[b, s] = at
-                batch.positions_BP[b, made : made + masks] += at
+                for m in range(masks):
+                    positions_p[m] += at
             at += length
             made += masks
-        for p in range(at, L):
-            ids_L[p] = rules.pad_id
-            attention_L[p] = 0
-            types_L[p] = 0
+        ids_L[at:] = rules.pad_id
+        attention_L[:at] = 1
+        attention_L[at:] = 0
+        types_L[at:] = 0
+        batch.positions_BP[b, made:] = 0
+        batch.targets_BP[b, made:] = 0
+        batch.weights_BP[b, :made] = 1
+        batch.weights_BP[b, made:] = 0
     return True
+
+
+@_uncounted
+def _fetch(corpus: _Corpus, rules: _Rules, rows_b: np.ndarray) -> None:
+    """Asks for the text of some rows, so that they wait for memory together and not in turn: first
+    for where their chunks' text begins, then for the text.
+    """
+    for asks_for_text in range(2):
+        for row in rows_b:
+            if row < 0:
+                continue
+            shard = np.searchsorted(corpus.first_row, row, side="right") - 1
+            first, last = row, row + 1
+            if rules.packing:
+                first, last = corpus.row_begin_R[row], corpus.row_begin_R[row + 1]
+            for c in range(first, last):
+                chunk = c
+                if rules.packing:
+                    chunk = corpus.first_chunk[shard] + np.int64(corpus.row_chunk_N[c])
+                token = corpus.chunk_begin_N[chunk]
+                if rules.objective != _NONE:
+                    sentence = corpus.sentences_K[shard] + _OFFSET_BYTES * token
+                    if not asks_for_text:
+                        _fetch_line(sentence)
+                        continue
+                    token = _offsets(sentence, 1)[0]
+                if asks_for_text:
+                    size = corpus.token_bytes_K[shard]
+                    for line in range(0, size * rules.room, _LINE_BYTES):
+                        _fetch_line(corpus.tokens_K[shard] + size * token + line)
 
 
 @_compiled
@@ -818,11 +920,7 @@ def _mask_rows(
     numbers_B: np.ndarray,
 ) -> None:
     B, L = ids_BL.shape
-    stream = np.empty(1, np.uint64)
-    slots = np.empty((2, L + 2), np.int32)
-    order = np.empty(L + 1, np.int32)
-    masked = np.empty(L + 2, np.uint8)
-    kinds_L = np.empty(L, np.uint8)
+    scratch = _make_scratch(L, len(rules.ngram_law))
     for b in range(B):
         if numbers_B[b] < 0:
             continue
@@ -831,40 +929,31 @@ def _mask_rows(
         weights_BP[b] = 0
         for p in range(lengths_B[b]):
             special = rules.piece_kind_V[ids_BL[b, p]] == _SPECIAL
-            kinds_L[p] = _SPECIAL if special else starts_BL[b, p]
-        stream[0] = _key(rules.seed, _EXAMPLE, epochs_B[b], numbers_B[b])
-        _mask(
-            rules,
-            kinds_L,
-            stream,
-            ids_BL[b],
-            lengths_B[b],
-            slots,
-            order,
-            masked,
-            positions_BP[b],
-            targets_BP[b],
-            weights_BP[b],
-        )
+            scratch.kinds[p] = _SPECIAL if special else starts_BL[b, p]
+        scratch.streams[0] = _key(rules.seed, _EXAMPLE, epochs_B[b], numbers_B[b])
+        masks = _mask(rules, scratch, ids_BL[b], lengths_B[b], positions_BP[b], targets_BP[b])
+        weights_BP[b, :masks] = 1
 
 
 @_compiled
 def _pair_lengths(corpus: _Corpus, rules: _Rules, shard: int, lengths_C: np.ndarray) -> None:
     """Writes down how many places each pair of a shard takes, at most L."""
     sentences = _offsets(corpus.sentences_K[shard], corpus.chunk_end_K[shard] + 1)
-    stream = np.empty(1, np.uint64)
+    stream, of_document = np.empty(1, np.uint64), np.empty(1, np.uint64)
     for c in range(len(lengths_C)):
         chunk = corpus.first_chunk[shard] + c
         begin, end = _bounds(corpus, shard, chunk)
         text = sentences[end] - sentences[begin]
         if _has_other(corpus, rules, chunk, end - begin):
             stream[0] = _key(rules.seed, _OTHER, chunk, 0)
-            _, b_begin, b_end = _random_other(corpus, rules, stream, shard, chunk, text)
+            _, b_begin, b_end = _random_other(
+                corpus, rules, stream, of_document, shard, chunk, text
+            )
             text += b_end - b_begin
         lengths_C[c] = min(text, rules.room) + 3
 
 
-@_compiled
+@_uncounted
 def _has_other(corpus: _Corpus, rules: _Rules, chunk: int, k: int) -> bool:
     """Whether B comes from another document than the chunk, which has `k` sentences."""
     if rules.objective == _NSP:
@@ -872,7 +961,7 @@ def _has_other(corpus: _Corpus, rules: _Rules, chunk: int, k: int) -> bool:
     return k == 1 and rules.random_next
 
 
-@_compiled
+@_uncounted
 def _lay_full(corpus: _Corpus, rules: _Rules, shard: int, chunk: int, ids_L: np.ndarray) -> int:
     """Writes a chunk of full sentences into `ids_L`; its length, or -1 for an unknown token."""
     D = corpus.first_document[shard + 1] - corpus.first_document[shard]
@@ -897,11 +986,12 @@ def _lay_full(corpus: _Corpus, rules: _Rules, shard: int, chunk: int, ids_L: np.
     return length + 1
 
 
-@_compiled
+@_uncounted
 def _lay_pair(
-    corpus: _Corpus, rules: _Rules, shard: int, chunk: int, stream: np.ndarray, ids_L: np.ndarray
+    corpus: _Corpus, rules: _Rules, shard: int, chunk: int, scratch: _Scratch, ids_L: np.ndarray
 ) -> tuple[int, int, int]:
     """Writes a sentence pair into `ids_L`; (length or -1, where B begins, label)."""
+    stream = scratch.streams[0]
     begin, end = _bounds(corpus, shard, chunk)
     sentences = _offsets(corpus.sentences_K[shard], end + 1)
     a_begin, b_end = sentences[begin], sentences[end]
@@ -921,11 +1011,12 @@ def _lay_pair(
     a_shard, b_shard, b_begin = shard, shard, a_end
     if other:
         label = 1
-        drawn = stream
         if rules.packing:
-            drawn = np.empty(1, np.uint64)
-            drawn[0] = _key(rules.seed, _OTHER, chunk, 0)
-        b_shard, b_begin, b_end = _random_other(corpus, rules, drawn, shard, chunk, a_end - a_begin)
+            scratch.streams[1] = _key(rules.seed, _OTHER, chunk, 0)
+        drawn = scratch.streams[1 if rules.packing else 0]
+        b_shard, b_begin, b_end = _random_other(
+            corpus, rules, drawn, scratch.streams[2], shard, chunk, a_end - a_begin
+        )
     elif rules.objective == _SOP:
         label = _below(stream, 2)
         if label == 1:
@@ -949,23 +1040,28 @@ def _lay_pair(
     return length if known else -1, first_b, label
 
 
-@_compiled
+@_uncounted
 def _bounds(corpus: _Corpus, shard: int, chunk: int) -> tuple[int, int]:
     if chunk + 1 < corpus.first_chunk[shard + 1]:
         return corpus.chunk_begin_N[chunk], corpus.chunk_begin_N[chunk + 1]
     return corpus.chunk_begin_N[chunk], corpus.chunk_end_K[shard]
 
 
-@_compiled
+@_uncounted
 def _random_other(
-    corpus: _Corpus, rules: _Rules, stream: np.ndarray, shard: int, chunk: int, a_length: int
+    corpus: _Corpus,
+    rules: _Rules,
+    stream: np.ndarray,
+    of_document: np.ndarray,
+    shard: int,
+    chunk: int,
+    a_length: int,
 ) -> tuple[int, int, int]:
     """Text from another document than the chunk's, which is in `shard`: (its shard, first token,
     past the last token).
     """
     own = corpus.first_document[shard] + np.int64(corpus.chunk_document_N[chunk])
-    mine = np.empty(1, np.uint64)
-    wanted = _begin_document(mine, rules, own) - a_length
+    wanted = _begin_document(of_document, rules, own) - a_length
     first_other, others = np.int64(0), corpus.first_document[-1]
     if rules.by_shard:
         first_other = corpus.first_document[shard]
@@ -987,111 +1083,110 @@ def _random_other(
     return shard, sentences[begin], sentences[end]
 
 
-@_compiled
+@_uncounted
 def _copy(
     corpus: _Corpus, rules: _Rules, shard: int, begin: int, end: int, ids_L: np.ndarray, at: int
 ) -> bool:
     """Copies a shard's tokens to `ids_L[at:]`; False where one is not in the vocabulary."""
     size, address = corpus.token_bytes_K[shard], corpus.tokens_K[shard]
     if size == 2:
-        pointer = _pointer(address + 2 * begin, numba.uint16)
-        highest = _copy_from(_carray(pointer, (end - begin,)), ids_L, at)
+        tokens = _array_at(address + 2 * begin, numba.uint16, end - begin)
+        highest = _copy_from(tokens, ids_L[at:])
     else:
-        pointer = _pointer(address + 4 * begin, numba.uint32)
-        highest = _copy_from(_carray(pointer, (end - begin,)), ids_L, at)
+        wide_tokens = _array_at(address + 4 * begin, numba.uint32, end - begin)
+        highest = _copy_from(wide_tokens, ids_L[at:])
     return highest < len(rules.piece_kind_V)
 
 
-@_compiled
-def _copy_from(tokens: np.ndarray, ids_L: np.ndarray, at: int) -> np.int64:
+@_uncounted
+def _copy_from(tokens: np.ndarray, ids_L: np.ndarray) -> np.int64:
     highest = tokens.dtype.type(0)
     for i in range(len(tokens)):
         highest = max(highest, tokens[i])
-        ids_L[at + i] = tokens[i]
+        ids_L[i] = tokens[i]
     return np.int64(highest)
 
 
-@_compiled
+@_uncounted
 def _mask(
     rules: _Rules,
-    kinds_L: np.ndarray,
-    stream: np.ndarray,
+    scratch: _Scratch,
     ids_L: np.ndarray,
     length: int,
-    slots: np.ndarray,
-    order: np.ndarray,
-    masked: np.ndarray,
     positions_P: np.ndarray,
     targets_P: np.ndarray,
-    weights_P: np.ndarray,
 ) -> int:
     """Masks words of `ids_L` in place and writes down what was there; how many pieces.
 
-    `kinds_L` says of each piece whether it continues a word, starts one or is special.
-    A slot is a word or a special piece, in text order: `begins` has where each begins, `closes` the
-    slot of the [SEP] that ends its segment. `order` has the slots that are words.
+    The pieces' kinds and the random stream are in `scratch`.
     """
-    begins, closes = slots[0], slots[1]
-    words = 0
-    count = 0
-    segment = 0
-    fresh = 1
+    begins, ends, closes = scratch.begins, scratch.ends, scratch.closes
+    order, masked = scratch.order, scratch.masked
+    # Unsigned, or numba would look at each index whether it counts from the end.
+    words, segment, fresh = np.uint64(0), np.uint64(0), np.uint64(1)
     for p in range(1, length):
-        kind = kinds_L[p]
-        begins[count] = p
-        order[words] = count
-        if kind == _SPECIAL:
-            for slot in range(segment, count):
-                closes[slot] = count
-            count += 1
-            segment = count
-            fresh = 1
+        if scratch.kinds[p] == _SPECIAL:
+            for w in range(segment, words):
+                closes[w] = words
+            segment, fresh = words, np.uint64(1)
         else:
-            starts = np.int64(kind) | fresh
-            count += starts
-            words += starts
-            fresh = 0
-    for slot in range(count):
-        masked[slot] = 0
-
-    left = rules.budgets[length]
+            begins[words] = p
+            words += np.uint64(scratch.kinds[p]) | fresh
+            ends[words] = p + 1
+            fresh = np.uint64(0)
+    words = np.int64(words)
     longest = len(rules.ngram_law) - 1
+    for w in range(words):
+        order[w] = w
+    for w in range(words + longest):
+        masked[w] = 0
+
+    # n is counted and its words are looked at without branches, which could not be foreseen.
+    state = scratch.streams[0, 0]
+    left = rules.budgets[length]
     for v in range(words):
-        other = v + _below(stream, words - v)
-        order[v], order[other] = order[other], order[v]
-        slot = order[v]
-        if masked[slot]:
+        state += _GAMMA
+        other = v + _scaled(_mix(state), words - v)
+        w = np.int64(order[other])
+        order[other] = order[v]
+        if masked[w]:
             continue
-        available = min(longest, closes[slot] - slot)
-        drawn = _below(stream, rules.ngram_law[available])
+        state += _GAMMA
+        drawn = _scaled(_mix(state), rules.ngram_law[min(longest, closes[w] - w)])
         n = 1
-        while drawn >= rules.ngram_law[n]:
-            n += 1
-        while n > 0 and begins[slot + n] - begins[slot] > left:
+        for k in range(1, longest):
+            n += drawn >= rules.ngram_law[k]
+        while n > 0 and ends[w + n] - begins[w] > left:
             n -= 1
         free = n > 0
-        for word in range(slot + 1, slot + n):
-            free &= masked[word] == 0
+        for k in range(1, longest):
+            free &= (masked[w + k] == 0) | (k >= n)
         if not free:
             continue
-        for word in range(slot, slot + n):
-            masked[word] = 1
-        left -= begins[slot + n] - begins[slot]
+        for k in range(longest):
+            masked[w + k] |= k < n
+        left -= ends[w + n] - begins[w]
         if left == 0:
             break
 
+    found = np.uint64(0)
+    for w in range(words):
+        order[found] = w
+        found += np.uint64(masked[w])
     m = 0
-    for slot in range(count):
-        if not masked[slot]:
-            continue
-        for p in range(begins[slot], begins[slot + 1]):
+    for i in range(np.int64(found)):
+        first, last = begins[order[i]], ends[order[i] + 1]
+        for p in range(first, last):
             positions_P[m] = p
-            targets_P[m] = ids_L[p]
-            weights_P[m] = 1
             m += 1
-            kind = _below(stream, 10)
-            if kind < 8:
-                ids_L[p] = rules.mask_id
-            elif kind == 9:
-                ids_L[p] = rules.replacements[_below(stream, len(rules.replacements))]
+    for i in range(m):
+        p = positions_P[i]
+        targets_P[i] = kept = ids_L[p]
+        state += _GAMMA
+        kind = _scaled(_mix(state), 10)
+        if kind == 9:
+            state += _GAMMA
+            ids_L[p] = rules.replacements[_scaled(_mix(state), len(rules.replacements))]
+        else:
+            ids_L[p] = rules.mask_id if kind < 8 else kept
     return m
