@@ -6,7 +6,9 @@ import atexit
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
 
 # Before anything imports jax: tests run on the CPU wherever they run, and may run side by side.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -23,6 +25,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
+
+# The commands that tests start import TensorFlow, PyTorch and JAX, half of which is compiling their
+# sources where the environment forbids to keep the result. Kept here it disturbs nobody's sources.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    os.environ["PYTHONPYCACHEPREFIX"] = str(pathlib.Path(sys.prefix) / "bytecode")
+    sys.dont_write_bytecode, sys.pycache_prefix = False, os.environ["PYTHONPYCACHEPREFIX"]
 
 import jax
 import pytest
@@ -45,6 +53,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first; else as they were."""
     places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.fixture(scope="module")
+def compiles_fast() -> Iterator[None]:
+    """For modules whose time is XLA's and whose subject is no matter of its optimizations: the
+    programs of this process and of the commands that it starts.
+    """
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+        yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import traceback
 from unittest import mock
 
 from albert_jax import cli
+from albert_jax.training import cpu_memory
 
 _NOUNS = ("cat", "dog", "bird", "fish", "horse", "sailor", "doctor", "teacher", "river", "house")
 _VERBS = ("sees", "likes", "follows", "finds", "paints", "remembers", "carries", "forgets")
@@ -34,7 +35,7 @@ def make(folder: pathlib.Path, documents: int = 60) -> pathlib.Path:
     source = folder / "text.txt"
     source.write_text(text, encoding="utf-8")
     store = folder / "store"
-    run_command(
+    run_here(
         "prepare",
         f"--input={source}",
         f"--output={store}",
@@ -65,6 +66,7 @@ def run_here(name: str, *arguments: str, expect: int = 0) -> subprocess.Complete
     out, errors, code = io.StringIO(), io.StringIO(), 0
     with (
         mock.patch.object(sys, "argv", [name, *arguments]),
+        mock.patch.object(cpu_memory, "keep_freed"),  # for good, of whatever tests come after
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(errors),
     ):

@@ -14,6 +14,7 @@ from albert_jax.data import corpus, examples, google_examples, store, viewing
 from albert_jax.errors import UserError
 from albert_jax.training import pretraining
 
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 SHAPE = ["--config.data.max_seq_length=64", "--config.data.max_predictions_per_seq=10"]
 
 
@@ -141,10 +142,10 @@ def test_a_run_learns_from_exported_examples_and_from_no_others(
         "--config.eval.every_steps=0",
         "--config.data.format=google_tfrecord",
     ]
-    small_store.run_command("train", *train, f"--config.data.path={out}/train-*")
+    small_store.run_here("train", *train, f"--config.data.path={out}/train-*")
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "split" not in line] == list(range(1, 7))
     # The run knows its records by what is in them, and refuses others.
     other = f"--config.data.path={out}/validation-*", f"--config.data.validation_path={out}/train-*"
-    refused = small_store.run_command("train", *train, *other, expect=1)
+    refused = small_store.run_here("train", *train, *other, expect=1)
     assert "data.store_fingerprint" in refused.stderr

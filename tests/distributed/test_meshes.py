@@ -12,6 +12,7 @@ from albert_jax.model import pretraining
 from albert_jax.training import objectives, program, sharding
 from tests.data import packed_batches
 
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 ROWS, LENGTH, SLOTS, VOCAB = 16, 12, 4, 64
 
 

@@ -211,6 +211,6 @@ def test_the_leaders_death_ends_the_others(store, tmp_path):
     ],
 )
 def test_flags_that_do_not_fit_together_are_refused(tmp_path, flags, message):
-    done = small_store.run_command("train", *CONFIG, f"--workdir={tmp_path}", *flags, expect=1)
+    done = small_store.run_here("train", *CONFIG, f"--workdir={tmp_path}", *flags, expect=1)
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -25,6 +25,7 @@ from albert_jax.interop import google, models, tensors
 from albert_jax.interop.tensors import Head, Model
 from albert_jax.model import finetuning, pretraining
 
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 TEXTS = ["The cat sees the [MASK] in the morning.", "The doctor [MASK] the river by the sea."]
 SMALL = {
     "hidden_size": 24,
@@ -84,7 +85,7 @@ def run(source: pathlib.Path, form: str, output: pathlib.Path, *more: str) -> pa
 def test_pipelines_of_an_exported_folder_say_what_predict_says(spoken, tmp_path):
     source = written(tmp_path / "run", random_model(spoken.vocab_size, Head()), spoken)
     folder = run(source, "huggingface", tmp_path / "out")
-    done = small_store.run_command(
+    done = small_store.run_here(
         "predict", "fill-mask", f"--model={source}", "--json", "--top_k=3", *TEXTS
     )
     ours = [json.loads(line)["masks"][0] for line in done.stdout.splitlines()]
@@ -137,7 +138,7 @@ def test_a_retrieval_model_is_an_encoder_there_and_a_conditional_head_is_refused
 
     conditional = models_of["question_answering_conditional"]
     source = written(tmp_path / "spans", conditional, spoken)
-    done = small_store.run_command(
+    done = small_store.run_here(
         "convert", f"--model={source}", "--to=huggingface", f"--output={tmp_path / 'no'}", expect=1
     )
     assert "task.answer_head=plain" in done.stderr
@@ -194,10 +195,10 @@ def test_a_fine_tuned_model_answers_there_as_here(kind, spoken, tmp_path):
 
 def test_a_training_goes_on_from_googles_format_as_if_nothing_had_happened(store, tmp_path):
     data = f"--config.data.path={store}"
-    small_store.run_command("train", *TRAIN, data, f"--workdir={tmp_path / 'whole'}")
+    small_store.run_here("train", *TRAIN, data, f"--workdir={tmp_path / 'whole'}")
     half = run(tmp_path / "whole", "google", tmp_path / "half", "--step=2", "--slots")
     assert google.load(half).step == 2
-    small_store.run_command(
+    small_store.run_here(
         "train", *TRAIN, data, f"--workdir={tmp_path / 'rest'}", f"--init={half}", "--slots"
     )
     whole, rest = (
@@ -214,7 +215,7 @@ def test_a_training_goes_on_from_googles_format_as_if_nothing_had_happened(store
 
     # A folder of Transformers gives its parameters alone.
     folder = run(half, "huggingface", tmp_path / "hf", f"--tokenizer={store / 'tokenizer.model'}")
-    done = small_store.run_command(
+    done = small_store.run_here(
         "train",
         *TRAIN,
         data,
@@ -227,7 +228,7 @@ def test_a_training_goes_on_from_googles_format_as_if_nothing_had_happened(store
     assert f"starts from {folder}" in done.stdout
     started, origin = models.read(tmp_path / "from_hf").params, google.load(half).params
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), started, origin)
-    refused = small_store.run_command(
+    refused = small_store.run_here(
         "train",
         *TRAIN,
         data,

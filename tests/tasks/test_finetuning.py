@@ -17,6 +17,7 @@ import small_store
 from albert_jax import config
 from albert_jax.tasks import course, finetuning
 
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SIZES = (
     "--config.model.hidden_size=32",
@@ -119,17 +120,17 @@ def test_a_kill_in_the_middle_changes_no_number(place, tuned, tmp_path):
                 os.kill(process.pid, signal.SIGKILL)
             time.sleep(0.02)
         assert process.wait() == -signal.SIGKILL
-    small_store.run_command("finetune", *arguments(place, workdir))
+    small_store.run_here("finetune", *arguments(place, workdir))
     assert numbers(workdir) == numbers(tuned)
     assert (workdir / "evaluation.json").read_text() == (tuned / "evaluation.json").read_text()
-    other = small_store.run_command(
+    other = small_store.run_here(
         "finetune", *arguments(place, workdir, "--config.train.epochs=7"), expect=1
     )
     assert "train.steps" in other.stderr
 
 
 def test_seeds_and_a_grid_make_a_run_each_and_a_summary(place, tmp_path):
-    done = small_store.run_command(
+    done = small_store.run_here(
         "finetune",
         *arguments(place, tmp_path, "--seeds=2", "--config.sweep.learning_rate=1e-4,1e-3"),
         "--config.train.epochs=1",
@@ -150,10 +151,10 @@ def test_seeds_and_a_grid_make_a_run_each_and_a_summary(place, tmp_path):
 
 def test_patience_ends_a_run_that_gets_no_better(place, tmp_path):
     more = ("--config.eval.patience=2", "--config.optimizer.learning_rate=1e-9")
-    small_store.run_command("finetune", *arguments(place, tmp_path, *more))
+    small_store.run_here("finetune", *arguments(place, tmp_path, *more))
     judged = [row for row in numbers(tmp_path) if row.get("split") == "validation"]
     assert len(judged) == 3  # one that was best, and two that were no better
-    again = small_store.run_command("finetune", *arguments(place, tmp_path, *more))
+    again = small_store.run_here("finetune", *arguments(place, tmp_path, *more))
     assert "is trained already" in again.stderr + again.stdout
     assert len([row for row in numbers(tmp_path) if "split" in row]) == 3
 
@@ -185,12 +186,12 @@ def test_a_head_of_other_labels_starts_anew_and_the_encoder_does_not(place, tune
     ]
     table.write_text("\n".join(["text,label", *rows, '"never\nclosed,class 1', ""]))
     base = (f"--config={ROOT / 'configs' / 'table.py'}", f"--data={table}", f"--init={tuned}")
-    broken = small_store.run_command("finetune", *base, f"--workdir={tmp_path / 'b'}", expect=1)
+    broken = small_store.run_here("finetune", *base, f"--workdir={tmp_path / 'b'}", expect=1)
     assert "many.csv" in broken.stderr
     assert "202" in broken.stderr  # the line on which the quote was opened
     assert "Traceback" not in broken.stderr
     table.write_text("\n".join(["text,label", *rows, '"two\nlines",class 1', ",class 2", ""]))
-    done = small_store.run_command(
+    done = small_store.run_here(
         "finetune",
         *base,
         f"--workdir={tmp_path / 'many'}",

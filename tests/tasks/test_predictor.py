@@ -16,7 +16,6 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import small_store
@@ -52,6 +51,7 @@ USUAL = {
 }
 KINDS = {"albert": "unigram", "bert": "wordpiece", "roberta": "bpe", "distilbert": "wordpiece"}
 VOCABULARY = {"unigram": 60, "wordpiece": 90, "bpe": 320}
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -65,15 +65,6 @@ PAIRS = ["The dog forgets.", "The cat, by the sea.", "A", "Sea"]
 LONG = " ".join(small_store.sentences(1, 9))
 
 Folder = Callable[..., pathlib.Path]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiles_fast():
-    """Most of the time here is XLA's, and its optimizations are no matter here."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")
@@ -617,7 +608,6 @@ def test_the_command_prints_what_the_models_say(folder: Folder, tmp_path):
         "explain": ([f"--model={classes}", f"--html={page}", pair], ""),
     }
     alone = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    alone["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     running = {
         job: subprocess.Popen(
             small_store.command("predict", job, *flags),
@@ -675,7 +665,7 @@ def test_without_text_the_command_says_so_in_a_line(folder: Folder, tmp_path):
         ("classify", [f"--input={tmp_path / 'empty.txt'}"], "there is no text"),
         ("tag", [f"--input={tmp_path / 'none.txt'}"], "none.txt cannot be read"),
     ):
-        done = small_store.run_command("predict", job, f"--model={path}", *flags, expect=1)
+        done = small_store.run_here("predict", job, f"--model={path}", *flags, expect=1)
         assert done.stdout == ""
         assert done.stderr.startswith("error: ")
         assert wanted in done.stderr

@@ -17,6 +17,7 @@ from albert_jax.data import corpus, mixture
 from albert_jax.errors import UserError
 from albert_jax.training import hosts, loop, pretraining, program, sharding
 
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TINY = str(ROOT / "configs" / "tiny.py")
 SMALL = [
@@ -58,7 +59,7 @@ def second(store, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def prepare(folder: pathlib.Path, *arguments: str) -> None:
-    small_store.run_command(
+    small_store.run_here(
         "prepare", f"--input={folder / 'text.txt'}", f"--output={folder / 'store'}",
         "--validation_fraction=0.2", "--workers=1", *arguments,
     )  # fmt: skip
@@ -217,12 +218,12 @@ def test_the_commands_take_a_mixture_a_schedule_and_shards(store, second, tmp_pa
         "data.shuffle=shard", "data.shuffle_shards=1",
     ]  # fmt: skip
     workdir, out = tmp_path / "run", tmp_path / "figures.json"
-    done = small_store.run_command(
+    done = small_store.run_here(
         "train", f"--config={TINY}", f"--workdir={workdir}",
         *(f"--config.{override}" for override in overrides),
     )  # fmt: skip
     assert "from step 2 on: 8 sequences of 32" in done.stdout
-    done = small_store.run_command("evaluate", f"--workdir={workdir}", f"--json={out}")
+    done = small_store.run_here("evaluate", f"--workdir={workdir}", f"--json={out}")
     figures = json.loads(out.read_text())
     names = corpus.open_corpus(config.DataConfig(path=f"{store},{second}")).names
     assert set(figures["stores"]) == set(names)

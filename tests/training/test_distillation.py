@@ -20,6 +20,7 @@ from albert_jax.errors import UserError
 from albert_jax.model import pretraining
 from albert_jax.training import checkpoint, distillation, objectives, program, sharding, step
 
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 ROWS, LENGTH, SLOTS, VOCAB = 16, 12, 4, 64
 
@@ -295,13 +296,10 @@ def rows(workdir: pathlib.Path) -> list[dict]:
     return [{key: line[key] for key in UNTIMED if key in line} for line in lines]
 
 
-def test_an_albert_teaches_an_albert_through_the_commands_and_a_kill_changes_nothing(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")
+def test_an_albert_teaches_an_albert_through_the_commands_and_a_kill_changes_nothing(tmp_path):
     store = small_store.make(tmp_path)
     data, teacher = f"--config.data.path={store}", tmp_path / "teacher"
-    small_store.run_command(
+    small_store.run_here(
         "train", *TINY, data, f"--workdir={teacher}", "--config.model.num_hidden_layers=3"
     )
 
@@ -315,7 +313,7 @@ def test_an_albert_teaches_an_albert_through_the_commands_and_a_kill_changes_not
             "--config.train.seed=1",
         )
 
-    small_store.run_command("train", *student("whole"))
+    small_store.run_here("train", *student("whole"))
     process = subprocess.Popen(
         small_store.command("train", *student("killed")),
         stdout=subprocess.DEVNULL,
@@ -325,14 +323,14 @@ def test_an_albert_teaches_an_albert_through_the_commands_and_a_kill_changes_not
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    small_store.run_command("train", *student("killed"))
+    small_store.run_here("train", *student("killed"))
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     (last,) = [row for row in rows(tmp_path / "whole") if row["step"] == 24 and "grad_norm" in row]
     assert last["teacher_divergence"] > 0
     # Trained, a student needs no teacher.
     shutil.move(teacher, tmp_path / "away")
-    small_store.run_command("evaluate", f"--workdir={tmp_path / 'whole'}", "--json=-")
-    done = small_store.run_command("train", *student("orphan"), expect=1)
+    small_store.run_here("evaluate", f"--workdir={tmp_path / 'whole'}", "--json=-")
+    done = small_store.run_here("train", *student("orphan"), expect=1)
     assert f"{teacher} holds no run" in done.stderr
     assert "Traceback" not in done.stderr
 

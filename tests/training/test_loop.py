@@ -20,6 +20,7 @@ from albert_jax.data import pipeline
 from albert_jax.data import store as store_lib
 from albert_jax.training import goodput, hosts, loop, objectives, pretraining, program, sharding
 
+pytestmark = pytest.mark.usefixtures("compiles_fast")
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 STEPS = 40
 CONFIG = (
@@ -140,7 +141,7 @@ def test_sigterm_saves_and_the_run_goes_on_with_other_devices(undisturbed, store
 
 
 def test_another_config_in_the_workdir_is_refused_by_field(undisturbed, store):
-    done = small_store.run_command(
+    done = small_store.run_here(
         "train", *arguments(store, undisturbed), "--config.optimizer.learning_rate=0.5", expect=1
     )
     assert "optimizer.learning_rate: 0.00" in done.stderr
@@ -150,7 +151,7 @@ def test_another_config_in_the_workdir_is_refused_by_field(undisturbed, store):
 def test_losses_that_are_not_finite_stop_the_run_when_too_many_batches_were_left_out(
     store, tmp_path
 ):
-    done = small_store.run_command(
+    done = small_store.run_here(
         "train",
         *arguments(store, tmp_path / "bad"),
         "--config.optimizer.learning_rate=1.0",
@@ -247,7 +248,7 @@ def test_stopped_while_it_compiles_or_evaluates_nothing_is_lost(undisturbed, sto
         output, _ = process.communicate()
         assert process.returncode == 1, output
         assert f"SIGTERM: {printed}" in output.replace("there is ", "")
-    small_store.run_command("train", *arguments(store, workdir))
+    small_store.run_here("train", *arguments(store, workdir))
     assert numbers(workdir) == numbers(undisturbed)
 
 
@@ -256,7 +257,7 @@ def test_stopped_while_it_compiles_or_evaluates_nothing_is_lost(undisturbed, sto
     [("4:3", 2, "START:END"), ("0:3", 2, "START:END"), ("x", 2, "START:END"), ("1:99", 1, "=40")],
 )
 def test_a_profile_that_cannot_be_is_refused(store, tmp_path, profile, code, message):
-    done = small_store.run_command(
+    done = small_store.run_here(
         "train", *arguments(store, tmp_path / "no"), f"--profile={profile}", expect=code
     )
     assert message in done.stderr
@@ -267,7 +268,7 @@ def test_evaluate_counts_every_masked_word_once(undisturbed, tmp_path):
     figures = {}
     for batch_size in (16, 7):
         out = tmp_path / f"{batch_size}.json"
-        small_store.run_command(
+        small_store.run_here(
             "evaluate", f"--workdir={undisturbed}", f"--batch_size={batch_size}", f"--json={out}"
         )
         figures[batch_size] = json.loads(out.read_text())
@@ -279,7 +280,7 @@ def test_evaluate_counts_every_masked_word_once(undisturbed, tmp_path):
 def test_fill_mask_answers_with_probabilities(undisturbed, tmp_path):
     carried = tmp_path / "carried"  # away from the store and its own old place
     shutil.copytree(undisturbed, carried)
-    done = small_store.run_command(
+    done = small_store.run_here(
         "predict", "fill-mask", f"--model={carried}", "--json", "--top_k=60",
         "The cat sees the [MASK] by the [MASK].", "A [MASK]"
     )  # fmt: skip
@@ -289,7 +290,7 @@ def test_fill_mask_answers_with_probabilities(undisturbed, tmp_path):
         shares = [guess["probability"] for guess in mask]
         assert shares == sorted(shares, reverse=True)
         assert sum(shares) == pytest.approx(1.0, abs=1e-4)  # all 60 pieces of the vocabulary
-    nothing = small_store.run_command(
+    nothing = small_store.run_here(
         "predict", "fill-mask", f"--model={undisturbed}", "no mask here", expect=1
     )
     assert "no [MASK] in 'no mask here'" in nothing.stderr
