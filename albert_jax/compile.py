@@ -17,13 +17,12 @@ the most memory, and those of all as "stages".
 import argparse
 import dataclasses
 import json
-import pathlib
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from albert_jax import cli, config, curriculum
+from albert_jax import cli, config, curriculum, storage
 from albert_jax.compiling import hlo, topology
 from albert_jax.config import Config
 from albert_jax.errors import UserError
@@ -243,7 +242,7 @@ def _write(path: str | None, figures: dict[str, Any]) -> None:
     if path == "-":
         print(json.dumps(figures))
     elif path is not None:
-        pathlib.Path(path).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        storage.save(path, (json.dumps(figures, indent=2) + "\n").encode())
 
 
 def _say(line: str) -> None:

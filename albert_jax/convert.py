@@ -46,9 +46,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--to", required=True, choices=list(_FORMATS), help="the format")
     parser.add_argument("--output", required=True, type=pathlib.Path, help="a new folder")
     parser.add_argument("--step", type=int, help="which checkpoint of a run; the newest by default")
-    parser.add_argument(
-        "--tokenizer", type=pathlib.Path, metavar="FILE", help="if the model has none"
-    )
+    parser.add_argument("--tokenizer", metavar="FILE", help="if the model has none")
     parser.add_argument("--slots", action="store_true", help="keep the optimizer's moments too")
     parser.add_argument("--task", choices=_TASKS, help="what stablehlo and onnx compute")
     parser.add_argument(
@@ -74,10 +72,11 @@ def main(argv: Sequence[str]) -> int:
             f"--to={args.to} does not know; --config.task.answer_head=plain makes one that it does."
         )
     for note in model.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {run_folder.spoken(note)}", file=sys.stderr)
     spoken = models.read_tokenizer(args.model, model, args.tokenizer)
     if spoken is None and args.to in ("huggingface", "albert_jax"):
-        print(f"note: {args.model} has no tokenizer; --tokenizer=FILE adds one", file=sys.stderr)
+        place = run_folder.spoken(str(args.model))
+        print(f"note: {place} has no tokenizer; --tokenizer=FILE adds one", file=sys.stderr)
     if storage.is_remote(args.output):
         with run_folder.opened(args.output) as folder:
             _FORMATS[args.to](folder, model, spoken, args)

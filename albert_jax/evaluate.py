@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from albert_jax import cli, config
+from albert_jax import cli, config, storage
 from albert_jax.data import corpus
 from albert_jax.errors import UserError
 from albert_jax.progress import Progress
@@ -77,7 +77,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(json.dumps(metrics))
         return 0
     if args.json:
-        pathlib.Path(args.json).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        storage.save(args.json, (json.dumps(metrics, indent=2) + "\n").encode())
     print(
         f"step {number}, {metrics['examples']:.0f} held-out examples, "
         f"{metrics['masked_words']:.0f} masked pieces\n"
@@ -103,7 +103,7 @@ def _evaluate_task(cfg: config.Config, args: argparse.Namespace) -> int:
     unchanged = dataclasses.replace(cfg, augmentation=config.AugmentationConfig())
     task = course.read(unchanged, tokenizer)
     for note in task.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {run_folder.spoken(note)}", file=sys.stderr)
     run, params, number = inference.load(args.workdir, args.step, args.batch_size)
     found = course.judge(run, params, task, tokenizer, args.workdir / "predictions")
     record = {"step": number, "judged_by": task.best_by, "splits": found}
@@ -111,7 +111,7 @@ def _evaluate_task(cfg: config.Config, args: argparse.Namespace) -> int:
         print(json.dumps(record))
         return 0
     if args.json:
-        pathlib.Path(args.json).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        storage.save(args.json, (json.dumps(record, indent=2) + "\n").encode())
     for name, figures in found.items():
         print(f"step {number}, {name}: {course.described(figures)}")
     return 0

@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--fresh", action="store_true", help="random weights: the size and tokenizer of --init"
     )
-    parser.add_argument("--tokenizer", type=pathlib.Path, help="if the model of --init has none")
+    parser.add_argument("--tokenizer", metavar="FILE", help="if the model of --init has none")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs that differ in it")
     cli.add_run_flags(parser)
     args, overrides = cli.parse_with_overrides(parser, argv)
@@ -67,14 +67,14 @@ def _finetune(
 
     def say(text: str) -> None:
         if processes.leader:
-            print(text, flush=True)
+            print(run_folder.spoken(text), flush=True)
 
     start = finetuning.origin(run_folder.fetched(args.init), args.tokenizer, args.fresh)
     cfg, notes = finetuning.adapted(cfg, start)
     task = course.read(cfg, start.tokenizer)
     for note in (*start.model.notes, *notes, *task.notes):
         if processes.leader:
-            print(f"note: {note}", file=sys.stderr)
+            print(f"note: {run_folder.spoken(note)}", file=sys.stderr)
     counts = ", ".join(f"{split.name} {len(split.features):,}" for split in task.splits)
     say(f"{cfg.task.name}: rows to learn from {len(task.train):,}; {counts}")
     found = {}

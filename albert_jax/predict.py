@@ -14,13 +14,14 @@ answers are for people; with --json, or into a file or pipe, one JSON object a t
 """
 
 import argparse
+import io
 import json
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from albert_jax import cli
+from albert_jax import cli, storage
 from albert_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
 def _add_flags(parser: argparse.ArgumentParser, job: str) -> None:
     parser.add_argument("--model", required=True, type=pathlib.Path, help="what answers")
     parser.add_argument("--step", type=int, help="which checkpoint of a run")
-    parser.add_argument("--input", type=pathlib.Path, metavar="FILE", help="texts, a line each")
+    parser.add_argument("--input", metavar="FILE", help="texts, a line each")
     parser.add_argument("--batch_size", type=int, default=32, help="texts at once")
     if job != "embed":
         parser.add_argument("--json", action="store_true", help="one JSON object a text")
@@ -75,9 +76,9 @@ def _add_flags(parser: argparse.ArgumentParser, job: str) -> None:
     if job == "fill-mask":
         parser.add_argument("--top_k", type=int, default=5, help="how many pieces for each [MASK]")
     if job == "embed":
-        parser.add_argument("--output", type=pathlib.Path, metavar="FILE.npy")
+        parser.add_argument("--output", metavar="FILE.npy")
     if job == "explain":
-        parser.add_argument("--html", type=pathlib.Path, metavar="FILE", help="a coloured page")
+        parser.add_argument("--html", metavar="FILE", help="a coloured page")
     parser.add_argument("texts", nargs="*", metavar="TEXT")
 
 
@@ -85,7 +86,7 @@ def _texts(args: argparse.Namespace) -> list[str]:
     if args.texts:
         return args.texts
     try:
-        lines = args.input.read_text(encoding="utf-8").splitlines() if args.input else sys.stdin
+        lines = storage.content(args.input).decode().splitlines() if args.input else sys.stdin
         return [line.strip("\n") for line in lines if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--input={args.input} cannot be read: {error}") from None
@@ -121,11 +122,14 @@ def _classify(model: "Predictor", texts: list[str], args: argparse.Namespace) ->
 
 def _answer(model: "Predictor", texts: list[str], args: argparse.Namespace) -> None:
     context = args.context
+    remote = context.startswith("gs://")
     try:
-        if pathlib.Path(context).is_file():
-            context = pathlib.Path(context).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        pass  # too long for a file's name: it is the text itself
+        if remote or pathlib.Path(context).is_file():
+            context = storage.content(context).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        if remote:
+            raise UserError(f"--context={context} cannot be read: {error}") from None
+        # Else too long for a file's name: it is the text itself.
     _print(
         model.answer(texts, [context] * len(texts)),
         args,
@@ -153,8 +157,9 @@ def _embed(model: "Predictor", texts: list[str], args: argparse.Namespace) -> No
         for text, vector in zip(texts, vectors.tolist(), strict=True):
             print(json.dumps({"text": text, "vector": vector}, ensure_ascii=False))
         return
-    with args.output.open("wb") as file:
-        np.save(file, vectors, allow_pickle=False)
+    file = io.BytesIO()
+    np.save(file, vectors, allow_pickle=False)
+    storage.save(args.output, file.getvalue())
     print(f"{args.output}: {vectors.shape[0]} vectors of {vectors.shape[1]}, float32")
 
 
@@ -200,7 +205,7 @@ def _explain(model: "Predictor", texts: list[str], args: argparse.Namespace) -> 
         model.explain(text, second[number] if second else None) for number, text in enumerate(first)
     ]
     if args.html:
-        args.html.write_text("".join(one.html() for one in found), encoding="utf-8")
+        storage.save(args.html, "".join(one.html() for one in found).encode())
 
     def line(record: dict[str, Any]) -> str:
         words = sorted(record["words"], key=lambda word: -abs(word["attribution"]))

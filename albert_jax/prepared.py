@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from albert_jax import cli, config
+from albert_jax import cli, config, storage
 from albert_jax.data import corpus, google_examples, store
 from albert_jax.errors import UserError
 
@@ -60,7 +60,7 @@ def show(argv: Sequence[str]) -> None:
     add("--split", choices=store.SPLITS, default="train", help="default: train")
     add(
         "--output",
-        type=Path,
+        type=_folder,
         metavar="FOLDER",
         help="of the histograms (default: NAME_examples in the current folder)",
     )
@@ -120,7 +120,7 @@ def export(argv: Sequence[str]) -> None:
     add = parser.add_argument
     add("--export", required=True, choices=(google_examples.FORMAT,), help="the format")
     add("--input", required=True, metavar="STORE", help="a token store")
-    add("--output", required=True, type=Path, metavar="FOLDER", help="the folder to make")
+    add("--output", required=True, type=_folder, metavar="FOLDER", help="the folder to make")
     add(
         "--epochs",
         type=_count,
@@ -176,6 +176,14 @@ def _opened(cfg: config.Config) -> tuple[config.Config, Any]:
     model = dataclasses.replace(cfg.model, vocab_size=data.vocab_size)
     pairs = dataclasses.replace(cfg.data, packing=False, schedule="")
     return dataclasses.replace(cfg, model=model, data=pairs), data
+
+
+def _folder(text: str) -> Path:
+    if storage.is_remote(text):
+        raise argparse.ArgumentTypeError(
+            f"{text}: this is written to a disk; gcloud storage cp --recursive copies it on"
+        )
+    return Path(text)
 
 
 def _count(text: str) -> int:

@@ -19,6 +19,7 @@ but for its arrays, which TensorStore sends: `checkpoint_folder` gives it the sa
 import asyncio
 import base64
 import contextlib
+import errno
 import functools
 import hashlib
 import inspect
@@ -194,6 +195,33 @@ def opened(place: str | PurePath) -> BinaryIO:
     with _asking(place):
         file = _files().open(_key(place), "rb", block_size=_BLOCK >> 1, cache_type="readahead")
     return io.BufferedReader(_Asked(file, named(place)), 1 << 20)  # pyright: ignore[reportArgumentType]
+
+
+def content(place: str | PurePath) -> bytes:
+    """A whole local file or object.
+
+    Raises:
+        OSError: there is none (FileNotFoundError), or the file cannot be read.
+    """
+    try:
+        return read(place) if is_remote(place) else Path(place).read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(place)) from None
+
+
+def save(place: str | PurePath, content: bytes) -> None:
+    """Writes a local file or an object, in the place of what is there.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    if is_remote(place):
+        write(place, content)
+        return
+    try:
+        Path(place).write_bytes(content)
+    except OSError as error:
+        raise UserError(f"{place} cannot be written: {error.strerror}.") from None
 
 
 def download(

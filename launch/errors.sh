@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # The part of launch/tpu.sh that knows what gcloud's errors mean: what to do about each. Read by
-# tpu.sh, never run by itself. What the last command said on stderr is in the file $ERRORS.
+# tpu.sh, never run by itself. What the last command said on stderr is in the file $ERRORS (see
+# command.sh).
 #
 # The texts come from gcloud's own source and from what its users have reported: "Quota limit 'X' has
 # been exceeded", "There is no more capacity in the zone", "exited with return code [255]" of ssh.
@@ -85,5 +86,3 @@ explain_silence() {
 ssh_lost() {
   grep -qE 'return code \[255\]|Could not SSH|Connection .*(refused|reset|closed|timed out)|kex_exchange|Network is unreachable|failed to connect' "$ERRORS"
 }
-
-not_found() { grep -qE 'NOT_FOUND|not found' "$ERRORS"; }

@@ -20,7 +20,7 @@ LAST_FAILURE='' REPEATED=0
 check_heal() {
   [[ $BUDGET_HOURS =~ ^[0-9]{1,6}(\.[0-9]+)?$ && ! $BUDGET_HOURS =~ ^[0.]+$ ]] \
     || usage_error "--budget_hours='$BUDGET_HOURS': for how many hours in all may the slice be up?"
-  [[ -n $BUCKET && " ${TRAIN_ARGS[*]} " == *" --workdir"[=\ ]"/bucket/"* ]] \
+  [[ -n $BUCKET && " ${ARGS[*]} " == *" --workdir"[=\ ]"/bucket/"* ]] \
     || usage_error "heal deletes disks: give --bucket=B, and train a --workdir=/bucket/…"
 }
 

@@ -34,63 +34,19 @@
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-COMMAND='' NAME=albert-jax-prepare PROJECT='' REGION='' BUCKET='' IMAGE='' MAX_WORKERS=20
-MACHINE_TYPE=n2-standard-4 BEAM_OPTIONS='' DRY_RUN=no YES=no PREPARE_ARGS=()
+NAME=albert-jax-prepare PROJECT='' REGION='' IMAGE='' MAX_WORKERS=20
+MACHINE_TYPE=n2-standard-4 BEAM_OPTIONS=''
 PYTHON=${PYTHON:-$HERE/../.venv/bin/python}
-TEMP=$(mktemp -d)
-ERRORS=$TEMP/errors
-trap 'rm -r "$TEMP"' EXIT
-exec 3>&1 # dry-run commands go to the terminal even from inside $(…)
-
-main() {
-  parse "$@"
-  check
-  [[ $DRY_RUN == yes ]] || command -v gcloud >/dev/null \
-    || die "gcloud is not installed. Install the Google Cloud CLI, then: gcloud auth login"
-  "command_$COMMAND"
-}
-
-die() {
-  echo "error: $*" >&2
-  exit 1
-}
-
-usage_error() {
-  echo "error: $* (launch/prepare_dataflow.sh --help)" >&2
-  exit 2
-}
-
-say() { echo "prepare_dataflow.sh: $*"; }
+COMMANDS=(image run status cancel)
+OPTIONS=(name=NAME project=PROJECT region=REGION bucket=BUCKET image=IMAGE max_workers=MAX_WORKERS
+  machine_type=MACHINE_TYPE beam_options=BEAM_OPTIONS)
+FLAGS=(dry_run=DRY_RUN=yes yes=YES=yes)
+PROGRAM=prepare
+# shellcheck source=launch/command.sh
+source "$HERE/command.sh"
 
 # --- The command line ---------------------------------------------------------------------------
 
-parse() {
-  case ${1:-} in
-    image | run | status | cancel) COMMAND=$1 ;;
-    -h | --help | help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}" && exit 0 ;;
-    *) usage_error "no command '${1:-}'; there are image, run, status and cancel" ;;
-  esac
-  shift
-  while [[ $# -gt 0 ]]; do
-    case $1 in
-      --name=*) NAME=${1#*=} ;;
-      --project=*) PROJECT=${1#*=} ;;
-      --region=*) REGION=${1#*=} ;;
-      --bucket=*) BUCKET=${1#*=} && BUCKET=${BUCKET#gs://} && BUCKET=${BUCKET%/} ;;
-      --image=*) IMAGE=${1#*=} ;;
-      --max_workers=*) MAX_WORKERS=${1#*=} ;;
-      --machine_type=*) MACHINE_TYPE=${1#*=} ;;
-      --beam_options=*) BEAM_OPTIONS=${1#*=} ;;
-      --dry_run) DRY_RUN=yes ;;
-      --yes) YES=yes ;;
-      --) shift && PREPARE_ARGS=("$@") && break ;;
-      *) usage_error "unknown argument $1; options are written --option=value, and what prepare gets comes after --" ;;
-    esac
-    shift
-  done
-}
-
-# Everything that can be wrong is found before anything is asked of Google Cloud.
 check() {
   local word
   [[ $PROJECT =~ ^[a-z][-a-z0-9.:]{4,}[a-z0-9]$ ]] || usage_error "--project='$PROJECT' is no project id"
@@ -100,15 +56,15 @@ check() {
   IMAGE=${IMAGE:-$REGION-docker.pkg.dev/$PROJECT/albert-jax/prepare:latest}
   [[ $IMAGE =~ ^[a-z0-9.-]+/[a-z0-9._/:-]+$ ]] || usage_error "--image='$IMAGE' is no image; one is us-docker.pkg.dev/PROJECT/REPOSITORY/NAME:TAG"
   if [[ $COMMAND != run ]]; then
-    [[ ${#PREPARE_ARGS[@]} -eq 0 ]] || usage_error "$COMMAND takes nothing after --"
+    check_args no
     return
   fi
   [[ $BUCKET =~ ^[a-z0-9][-a-z0-9_.]{1,61}[a-z0-9]$ ]] \
     || usage_error "--bucket='$BUCKET' is no bucket name (without gs:// and folders)"
   [[ $MAX_WORKERS =~ ^[1-9][0-9]{0,3}$ ]] || usage_error "--max_workers='$MAX_WORKERS': a whole number from 1"
   [[ $MACHINE_TYPE =~ ^[a-z][a-z0-9]*-[a-z0-9-]+$ ]] || usage_error "--machine_type='$MACHINE_TYPE' is no machine type; one is n2-standard-4"
-  [[ ${#PREPARE_ARGS[@]} -gt 0 ]] || usage_error "nothing to prepare; put the arguments of prepare after --"
-  for word in "${PREPARE_ARGS[@]}"; do
+  check_args yes
+  for word in "${ARGS[@]}"; do
     case $word in
       --runner* | --beam_options*) usage_error "$word is this script's to say; what Beam gets goes into --beam_options before the --" ;;
       --input=gs://* | --output=gs://*) ;;
@@ -118,15 +74,6 @@ check() {
 }
 
 # --- Google Cloud --------------------------------------------------------------------------------
-
-# Runs a command, or prints it under --dry_run. What it says on stderr is also kept in $ERRORS.
-perform() {
-  if [[ $DRY_RUN == yes ]]; then
-    { printf '%q' "$1" && printf ' %q' "${@:2}" && echo; } >&3
-    return
-  fi
-  { "$@" </dev/null 2>&1 1>&4 3>&- 4>&- | tee "$ERRORS" >&2; } 4>&1
-}
 
 cloud() { perform gcloud "$@" --project="$PROJECT" --quiet; }
 
@@ -162,7 +109,7 @@ command_image() {
   say "image $IMAGE"
   if [[ $IMAGE == "$REGION-docker.pkg.dev/$PROJECT/albert-jax/"* ]] \
     && ! cloud artifacts repositories describe albert-jax --location="$REGION" >/dev/null 2>&1; then
-    grep -qE 'NOT_FOUND|not found' "$ERRORS" || { cat "$ERRORS" >&2 && explain; }
+    not_found || { cat "$ERRORS" >&2 && explain; }
     say "makes the repository $repository"
     cloud artifacts repositories create albert-jax --location="$REGION" --repository-format=docker || explain
   fi
@@ -187,7 +134,7 @@ launch/prepare_dataflow.sh cancel --project=$PROJECT --region=$REGION --name=$NA
   options="--project=$PROJECT --region=$REGION --job_name=$NAME --temp_location=gs://$BUCKET/dataflow/temp \
 --staging_location=gs://$BUCKET/dataflow/staging --sdk_container_image=$IMAGE --sdk_location=container \
 --max_num_workers=$MAX_WORKERS --machine_type=$MACHINE_TYPE${BEAM_OPTIONS:+ $BEAM_OPTIONS}"
-  set -- "$PYTHON" -m albert_jax.prepare "${PREPARE_ARGS[@]}" --runner=DataflowRunner --beam_options="$options"
+  set -- "$PYTHON" -m albert_jax.prepare "${ARGS[@]}" --runner=DataflowRunner --beam_options="$options"
   if [[ $DRY_RUN == yes ]]; then
     perform "$@"
     return
@@ -204,15 +151,10 @@ command_status() {
 }
 
 command_cancel() {
-  local answer=''
   look
   [[ $DRY_RUN == no ]] || JOB=JOB_ID
   [[ -n $JOB ]] || die "no job $NAME runs in $REGION; check --name, --region and --project."
-  if [[ $YES == no && $DRY_RUN == no ]]; then
-    printf 'Cancel %s (%s) in %s? Finished shards are kept. [y/N] ' "$NAME" "$JOB" "$REGION"
-    read -r answer || echo
-    [[ $answer == [yY]* ]] || die "nothing was done."
-  fi
+  confirm "Cancel $NAME ($JOB) in $REGION? Finished shards are kept."
   cloud dataflow jobs cancel "$JOB" --region="$REGION" || explain
 }
 

@@ -39,75 +39,25 @@
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-COMMAND='' NAME='' ZONE='' PROJECT='' TYPE='' SLICES=1 SPOT=no VERSION='' BUCKET=''
-WORKER=0 SLICE=0 GRACE=600 BUDGET_HOURS='' DRY_RUN=no YES=no TRAIN_ARGS=()
+NAME='' ZONE='' PROJECT='' TYPE='' SLICES=1 SPOT=no VERSION=''
+WORKER=0 SLICE=0 GRACE=600 BUDGET_HOURS=''
 KIND=queued-resources # or tpu-vm: the gcloud group that knows this resource
 STATE=UNKNOWN         # as gcloud tells it, or GONE
 ADDRESS=''            # the options that name the resource, for the commands in messages
-TEMP=$(mktemp -d)
-ERRORS=$TEMP/errors # what it said, or they, where several ran side by side
-APPEND=''
-trap 'rm -r "$TEMP"' EXIT
-exec 3>&1 # dry-run commands go to the terminal even from inside $(…)
+COMMANDS=(create setup run status logs ssh stop delete heal)
+OPTIONS=(name=NAME zone=ZONE project=PROJECT type=TYPE slices=SLICES version=VERSION bucket=BUCKET
+  worker=WORKER slice=SLICE grace_seconds=GRACE budget_hours=BUDGET_HOURS)
+FLAGS=(spot=SPOT=yes plain=KIND=tpu-vm dry_run=DRY_RUN=yes yes=YES=yes)
+PROGRAM=train
+# shellcheck source=launch/command.sh
+source "$HERE/command.sh"
 # shellcheck source=launch/errors.sh
 source "$HERE/errors.sh"
 # shellcheck source=launch/heal.sh
 source "$HERE/heal.sh"
 
-main() {
-  parse "$@"
-  check
-  [[ $DRY_RUN == yes ]] || command -v gcloud >/dev/null \
-    || die "gcloud is not installed. Install the Google Cloud CLI, then: gcloud auth login"
-  "command_$COMMAND"
-}
-
-die() {
-  echo "error: $*" >&2
-  exit 1
-}
-
-usage_error() {
-  echo "error: $* (launch/tpu.sh --help)" >&2
-  exit 2
-}
-
-say() { echo "tpu.sh: $*"; }
-
 # --- The command line ---------------------------------------------------------------------------
 
-parse() {
-  case ${1:-} in
-    create | setup | run | status | logs | ssh | stop | delete | heal) COMMAND=$1 ;;
-    -h | --help | help) sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}" && exit 0 ;;
-    *) usage_error "no command '${1:-}'; there are create, setup, run, status, logs, ssh, stop, delete and heal" ;;
-  esac
-  shift
-  while [[ $# -gt 0 ]]; do
-    case $1 in
-      --name=*) NAME=${1#*=} ;;
-      --zone=*) ZONE=${1#*=} ;;
-      --project=*) PROJECT=${1#*=} ;;
-      --type=*) TYPE=${1#*=} ;;
-      --slices=*) SLICES=${1#*=} ;;
-      --version=*) VERSION=${1#*=} ;;
-      --bucket=*) BUCKET=${1#*=} && BUCKET=${BUCKET#gs://} && BUCKET=${BUCKET%/} ;;
-      --worker=*) WORKER=${1#*=} ;;
-      --slice=*) SLICE=${1#*=} ;;
-      --grace_seconds=*) GRACE=${1#*=} ;;
-      --budget_hours=*) BUDGET_HOURS=${1#*=} ;;
-      --spot) SPOT=yes ;;
-      --plain) KIND=tpu-vm ;;
-      --dry_run) DRY_RUN=yes ;;
-      --yes) YES=yes ;;
-      --) shift && TRAIN_ARGS=("$@") && break ;;
-      *) usage_error "unknown argument $1; options are written --option=value, and what train gets comes after --" ;;
-    esac
-    shift
-  done
-}
-
-# Everything that can be wrong is found before anything is asked of Google Cloud.
 check() {
   [[ $NAME =~ ^[a-z]([-a-z0-9]{0,58}[a-z0-9])?$ ]] \
     || usage_error "--name='$NAME': 1 to 60 of a-z, 0-9 and -, a letter first, no - last"
@@ -128,8 +78,8 @@ check() {
       ;;
   esac
   case $COMMAND in
-    run | heal) [[ ${#TRAIN_ARGS[@]} -gt 0 ]] || usage_error "nothing to run; put the arguments of train after --" ;;
-    *) [[ ${#TRAIN_ARGS[@]} -eq 0 ]] || usage_error "$COMMAND takes nothing after --" ;;
+    run | heal) check_args yes ;;
+    *) check_args no ;;
   esac
   [[ $COMMAND != heal ]] || check_heal
 }
@@ -178,24 +128,7 @@ resource() {
   echo "$words"
 }
 
-confirm() {
-  local answer=''
-  [[ $YES == no && $DRY_RUN == no ]] || return 0
-  printf '%s [y/N] ' "$1"
-  read -r answer || echo
-  [[ $answer == [yY]* ]] || die "nothing was done."
-}
-
 # --- gcloud and ssh ------------------------------------------------------------------------------
-
-# Runs a command, or prints it under --dry_run. What it says on stderr is also kept in $ERRORS.
-perform() {
-  if [[ $DRY_RUN == yes ]]; then
-    { printf '%q' "$1" && printf ' %q' "${@:2}" && echo; } >&3
-    return
-  fi
-  { "$@" </dev/null 2>&1 1>&4 3>&- 4>&- | tee ${APPEND:+-a} "$ERRORS" >&2; } 4>&1
-}
 
 # tpu GROUP VERB [ARG…]: in this resource's zone and project.
 tpu() {
@@ -364,8 +297,8 @@ ask_workers() {
 # Starts the training on all workers, unless one runs there.
 run() {
   local command
-  say "run on $(resource): python -m albert_jax.train ${TRAIN_ARGS[*]}"
-  if several_hosts && [[ " ${TRAIN_ARGS[*]}" != *" --workdir"[=\ ]"/bucket/"* ]]; then
+  say "run on $(resource): python -m albert_jax.train ${ARGS[*]}"
+  if several_hosts && [[ " ${ARGS[*]}" != *" --workdir"[=\ ]"/bucket/"* ]]; then
     say "warning: all hosts must see one workdir, and no --workdir=/bucket/… is given (setup --bucket=B)"
   fi
   patiently ask_workers || explain_silence || return
@@ -374,7 +307,7 @@ run() {
   ! grep -q ' state=bare' <<<"$REPORT" \
     || refuse "$NAME is not set up: launch/tpu.sh setup $ADDRESS" bare || return
   # One id for all attempts: a worker that has started says so when it is asked again.
-  command="albert_jax/launch/worker.sh start $(date +%s)-$$$(printf ' %q' "${TRAIN_ARGS[@]}")"
+  command="albert_jax/launch/worker.sh start $(date +%s)-$$$(printf ' %q' "${ARGS[@]}")"
   patiently on_all "$command" || explain_workers
 }
 

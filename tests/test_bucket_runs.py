@@ -191,6 +191,50 @@ def test_killed_on_the_bucket_and_answered_503_a_run_gives_the_numbers_of_a_disk
     assert json.loads(filled.stdout)["masks"]
 
 
+def test_fine_tuning_from_the_bucket_into_the_bucket_is_that_of_a_disk(bucket, local_run, tmp_path):
+    table = tmp_path / "table"
+    table.mkdir()
+    for name, seed in (("train", 1), ("validation", 2)):
+        rows = [f"{text},{text.split()[-1]}" for text in small_store.sentences(seed, 24)]
+        (table / f"{name}.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+        storage.upload(table / f"{name}.csv", f"{PLACE}/table/{name}.csv")
+    storage.write(f"{PLACE}/texts/new.txt", b"The cat sees the dog near the bridge.\n")
+    storage.write(f"{PLACE}/table/far/away.bin", b"of no use")
+    start = f"{PLACE}/models/start"
+    small_store.run_here("convert", f"--model={local_run}", "--to=albert_jax", f"--output={start}")
+
+    def finetune(init, data, workdir, *more: str) -> str:
+        config = ROOT / "configs" / "table.py"
+        own = ("--config.train.epochs=1", "--config.train.global_batch_size=8")
+        where = (f"--config={config}", f"--init={init}", f"--data={data}", f"--workdir={workdir}")
+        return small_store.run_here("finetune", *where, *own, *more).stdout
+
+    bucket.requests.clear()
+    far = f"{PLACE}/runs/tuned"
+    said = finetune(start, f"{PLACE}/table/train.csv", far, "--seeds=2")
+    assert f"starts from {start};" in said
+    assert not any("away.bin" in path and "alt=media" in path for _, path in bucket.requests)
+    near = tmp_path / "tuned"
+    finetune(local_run, table / "train.csv", near)
+    ours = bucket.read("runs/tuned/seed_0/metrics.jsonl").decode()
+    assert numbers(ours) == numbers((near / "metrics.jsonl").read_text())
+    name = "predictions/predictions_validation.tsv"
+    assert bucket.read(f"runs/tuned/seed_0/{name}") == (near / name).read_bytes()
+    assert {"summary.json", "summary.png"} <= {n.split("/")[2] for n in bucket.names("runs/tuned/")}
+
+    figures = f"{PLACE}/figures.json"
+    small_store.run_here("evaluate", f"--workdir={far}/seed_0", f"--json={figures}")
+    assert json.loads(storage.read(figures)) == json.loads(
+        small_store.run_here("evaluate", f"--workdir={near}", "--json=-").stdout
+    )
+    text = f"--input={PLACE}/texts/new.txt"
+    answers = [
+        small_store.run_here("predict", "classify", f"--model={model}", "--json", text).stdout
+        for model in (f"{far}/seed_0", near)
+    ]
+    assert answers[0] == answers[1]
+
+
 def test_a_bucket_that_goes_away_in_the_middle_of_a_save_leaves_the_last_checkpoint(
     bucket, store, local_run, monkeypatch
 ):

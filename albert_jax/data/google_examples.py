@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from albert_jax import storage
 from albert_jax.config import DataConfig
 from albert_jax.data import examples, order, pipeline, statistics, store, tfrecord
 from albert_jax.data import tokenizer as tokenizer_lib
@@ -359,6 +360,11 @@ def _files(field: str, patterns: str) -> list[Path]:
     """The files of a path, pattern or folder, or of several with commas; each once, in order."""
     found: list[Path] = []
     for pattern in [patterns] if Path(patterns).exists() else patterns.split(","):
+        if storage.is_remote(pattern):
+            raise UserError(
+                f"{field}={pattern}: records are read from a disk; copy them there with gcloud "
+                "storage cp, or mount the bucket."
+            )
         path = Path(pattern)
         if path.is_dir():
             matching = sorted(file for file in path.glob(_PATTERN) if file.is_file())

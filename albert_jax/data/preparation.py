@@ -270,7 +270,7 @@ def _place_tokenizer(files: Sequence[str], folder: Path, options: Options) -> Pa
     """The tokenizer in its place in the store: copied, or trained on the input."""
     if options.tokenizer:
         path = folder / tokenizer_lib.file_name(options.tokenizer)
-        shutil.copyfile(options.tokenizer, path)
+        path.write_bytes(storage.content(options.tokenizer))
         return path
     path = folder / tokenizer_lib.TRAINED_FILES[options.trained_kind]
     units = [

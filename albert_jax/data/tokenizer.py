@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from albert_jax import storage
 from albert_jax.errors import UserError
 
 COMPATIBLE_WITH = ("google", "huggingface")
@@ -263,7 +264,7 @@ class Tokenizer(abc.ABC):
         everything else a SentencePiece model.
 
         Args:
-            path: the file.
+            path: the file, here or in a bucket.
             normalization: how text is normalised; a `.json` file says that itself.
 
         Raises:
@@ -271,7 +272,7 @@ class Tokenizer(abc.ABC):
                 pieces of its family.
         """
         try:
-            content = Path(path).read_bytes()
+            content = storage.content(path)
         except OSError as error:
             raise UserError(f"tokenizer {path} cannot be read: {error.strerror}.") from None
         if file_name(path) == TRAINED_FILES["unigram"]:

@@ -67,9 +67,7 @@ def kind(path: pathlib.Path) -> str:
     )
 
 
-def read_tokenizer(
-    path: pathlib.Path, model: Model, given: pathlib.Path | None = None
-) -> Tokenizer | None:
+def read_tokenizer(path: pathlib.Path, model: Model, given: str | None = None) -> Tokenizer | None:
     """The tokenizer of the model at `path`; None where there is none.
 
     Args:
@@ -90,9 +88,7 @@ def read_tokenizer(
     return found
 
 
-def _find_tokenizer(
-    path: pathlib.Path, family: str, given: pathlib.Path | None
-) -> Tokenizer | None:
+def _find_tokenizer(path: pathlib.Path, family: str, given: str | None) -> Tokenizer | None:
     source = kind(path)
     if given is None and source == "albert_jax":
         return workdir.load_tokenizer(path)

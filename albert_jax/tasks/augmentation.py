@@ -8,7 +8,6 @@ model's proposals up to rounding on the device.
 """
 
 import functools
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -74,10 +73,10 @@ def augment_texts(
 def _sources(options: AugmentationConfig) -> list[_Source]:
     sources: list[_Source] = []
     if options.synonyms:
-        lexicon = augmentation.read_lexicon(pathlib.Path(options.synonyms))
+        lexicon = augmentation.read_lexicon(run_folder.fetched(options.synonyms))
         sources.append(functools.partial(_with_synonyms, lexicon, options))
     if options.paraphrases:
-        pairs = augmentation.read_paraphrases(pathlib.Path(options.paraphrases))
+        pairs = augmentation.read_paraphrases(run_folder.fetched(options.paraphrases))
         sources.append(functools.partial(_with_paraphrases, pairs, options))
     if options.model:
         from albert_jax.tasks import paraphrase  # and JAX, which the others need not

@@ -40,7 +40,7 @@ class Origin:
     """What a fine-tuning starts from.
 
     Attributes:
-        path: as the person named it.
+        path: where it lies.
         model: read from there.
         tokenizer: its own.
         fresh: take its shape and tokenizer alone, with random weights.
@@ -52,7 +52,7 @@ class Origin:
     fresh: bool = False
 
 
-def origin(path: pathlib.Path, given: pathlib.Path | None = None, fresh: bool = False) -> Origin:
+def origin(path: pathlib.Path, given: str | None = None, fresh: bool = False) -> Origin:
     """The model at `path`.
 
     Raises:

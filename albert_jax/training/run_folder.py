@@ -48,11 +48,13 @@ class _Mirror:
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def fetch(self) -> None:
-        """Copies the small files from there."""
+    def fetch(self, deep: bool = True) -> None:
+        """Copies the small files from there; without `deep`, none that is in a folder below."""
         for name in storage.listing(self.place):
             parts = pathlib.PurePosixPath(name).parts
             if any(part in _LEFT_THERE for part in parts) or ".." in parts:
+                continue
+            if len(parts) > 1 and not deep:
                 continue
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +131,8 @@ def opened(place: str | pathlib.Path) -> Iterator[pathlib.Path]:
 @functools.cache
 def fetched(place: str | pathlib.Path) -> pathlib.Path:
     """A folder or file to read: a run, or another model. What is in a bucket is copied to the local
-    disk until the process ends, but for a run's checkpoints, which `checkpoints` names.
+    disk until the process ends, but for a run's checkpoints, which `checkpoints` names. With a file
+    come those beside it: of a checkpoint of Google's or of a table, they belong to it.
 
     Raises:
         UserError: the bucket cannot be reached, or has nothing there.
@@ -144,7 +147,7 @@ def fetched(place: str | pathlib.Path) -> pathlib.Path:
             raise UserError(f"there is nothing at {place}/{name}.")
     folder = _local_folder(place)
     mirror = _mirrors[folder] = _Mirror(place, folder)
-    mirror.fetch()
+    mirror.fetch(deep=not name)
     if any(one.startswith(f"{CHECKPOINTS}/") for one in storage.listing(place)):
         (folder / CHECKPOINTS).mkdir(exist_ok=True)
     return folder / name
@@ -197,6 +200,7 @@ def claim(workdir: pathlib.Path) -> contextlib.AbstractContextManager[Any]:
     if mirror is not None:
         busy = f"--workdir={named(workdir)}: {{}} is training there."
         held = storage.Claim(remote(workdir, _LOCK), busy)
+        workdir.mkdir(parents=True, exist_ok=True)
         mirror.claims.append(held)
         return held
     try:
