@@ -2,7 +2,7 @@
 
 In:  a `Builder`, which steps (or the whole split once), the batch size over all hosts, and which
      rows of each batch this host needs; for training, by stages of a curriculum.
-Out: a generator of batches as `Builder.rows` makes them; the arrays are read-only, not copied.
+Out: a generator of batches as `Builder.rows` makes them; the arrays are not copied.
 
 Promise: the examples of a run are taken one batch behind the other, so that in a run of one batch
 size batch b holds examples [b * batch_size, (b + 1) * batch_size), and step s takes batch s (where
@@ -23,7 +23,8 @@ from typing import Any, Protocol
 import numpy as np
 
 _MOST_THREADS = 8  # each makes over 100,000 examples a second: more would only hold more memory
-_BATCHES_AHEAD = 2
+_CALLS_AHEAD = 2
+_ROWS_A_CALL = 1024  # several small batches are made in one call, a large one alone
 _OPEN: weakref.WeakSet[Generator[dict[str, np.ndarray], None, None]] = weakref.WeakSet()
 
 
@@ -146,41 +147,45 @@ def _batches(
     first_step: int,
     last_step: int,
 ) -> Generator[dict[str, np.ndarray], None, None]:
-    """Yields the batches of steps [first_step, last_step), made ahead in tf.data's threads."""
+    """Yields the batches of steps [first_step, last_step), made ahead in tf.data's threads.
+
+    What passes through TensorFlow is the numbers of the calls alone: it takes as long over an array
+    as the builder over fifty examples, and as long over a call as over two hundred.
+    """
     if first_step >= last_step:
         return
     tf = tensorflow()
-    failures: list[Exception] = []
+    steps = max(1, _ROWS_A_CALL // max(len(examples_of(first_step)[1]), 1))
+    made: dict[int, tuple[list[dict[str, np.ndarray]], Exception | None]] = {}
 
-    def build(step: np.ndarray) -> list[np.ndarray]:
+    def build(call: np.ndarray) -> np.ndarray:
+        first, batches, failure = first_step + int(call) * steps, [], None
         try:
-            builder, examples_b = examples_of(int(step))
-            return list(builder.rows(examples_b).values())
+            for step in range(first, min(first + steps, last_step)):
+                builder, examples_b = examples_of(step)
+                batches.append(builder.rows(examples_b))
         except Exception as error:  # TensorFlow would pass on its text alone
-            failures.append(error)
-            raise
+            failure = error
+        made[int(call)] = batches, failure
+        return call
 
-    form = examples_of(first_step)[0].rows(np.empty(0, np.int64))
-    dtypes = [array.dtype for array in form.values()]
     threads = max(1, min(_MOST_THREADS, (os.cpu_count() or 1) // 2))
     options = tf.data.Options()
     options.autotune.enabled = False
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
-    dataset = tf.data.Dataset.range(first_step, last_step)
+    dataset = tf.data.Dataset.range(-(-(last_step - first_step) // steps))
     dataset = dataset.map(
-        lambda step: tuple(tf.numpy_function(build, [step], dtypes)),
+        lambda call: tf.numpy_function(build, [call], tf.int64),
         num_parallel_calls=threads,
         deterministic=True,
     )
-    dataset = dataset.prefetch(_BATCHES_AHEAD).with_options(options)
-    try:
-        for arrays in dataset.as_numpy_iterator():
-            yield dict(zip(form, arrays, strict=True))
-    except Exception:
-        if failures:
-            raise failures[0] from None
-        raise
+    dataset = dataset.prefetch(_CALLS_AHEAD).with_options(options)
+    for call in dataset.as_numpy_iterator():
+        batches, failure = made.pop(int(call))
+        yield from batches
+        if failure is not None:
+            raise failure
 
 
 def tensorflow() -> Any:

@@ -183,14 +183,15 @@ def test_several_threads_keep_the_order(
         """Takes longest for the first of every four batches."""
 
         def rows(self, examples_B: np.ndarray) -> dict[str, np.ndarray]:
-            if len(examples_B) and examples_B[0] // 6 % 4 == 0:
+            if examples_B[0] // size % 4 == 0:
                 time.sleep(0.05)
             return super().rows(examples_B)
 
+    size = 600  # large enough for a call of its own
     uneven = make_builder(shards, kind=Uneven)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    batches = training_batches(uneven, 0, 24, 6, [(0, 6)])
-    assert_same(batches, [builder.batch(6 * step, 6 * step + 6) for step in range(24)])
+    batches = training_batches(uneven, 0, 24, size, [(0, size)])
+    assert_same(batches, [builder.batch(size * s, size * (s + 1)) for s in range(24)])
 
 
 def test_batches_are_not_copied(shards: list[store.Shard]):
@@ -209,13 +210,30 @@ def test_batches_are_not_copied(shards: list[store.Shard]):
         assert {array.ctypes.data for array in batch.values()} <= built
 
 
-def test_what_the_builder_raises_comes_out_as_it_is():
+@pytest.mark.parametrize("size", [3, 600])  # many batches to a call, and one
+def test_what_the_builder_raises_comes_out_as_it_is_after_what_came_before(
+    shards: list[store.Shard], builder: examples.ExampleBuilder, size: int
+):
+    class Broken(examples.ExampleBuilder):
+        """Can make four batches."""
+
+        def rows(self, examples_B: np.ndarray) -> dict[str, np.ndarray]:
+            if examples_B[0] == 4 * size:
+                raise UserError("broken")
+            return super().rows(examples_B)
+
+    batches = training_batches(make_builder(shards, kind=Broken), 0, 100, size, [(0, size)])
+    before = [next(batches) for _ in range(4)]
+    assert_same(before, [builder.batch(size * s, size * (s + 1)) for s in range(4)])
+    with pytest.raises(UserError, match="broken") as caught:
+        next(batches)
+    assert caught.value.__context__ is None
+
+
+def test_an_id_that_the_vocabulary_does_not_have_is_named():
     bad = make_builder(slow.shards([[[[5, 6, 7] * 50], [[8, 9, V + 1]]]]))
-    batches = training_batches(bad, 0, 100, 3, [(0, 3)])
-    with pytest.raises(UserError, match=f"token 152 is {V + 1}") as caught:
-        list(batches)
-    assert caught.value.__cause__ is None
-    assert caught.value.__suppress_context__
+    with pytest.raises(UserError, match=f"token 152 is {V + 1}"):
+        list(training_batches(bad, 0, 100, 3, [(0, 3)]))
 
 
 def test_rows_outside_the_batch_are_refused(builder: examples.ExampleBuilder):
