@@ -6,6 +6,7 @@ import atexit
 import os
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -32,6 +33,9 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     os.environ["PYTHONPYCACHEPREFIX"] = str(pathlib.Path(sys.prefix) / "bytecode")
     sys.dont_write_bytecode, sys.pycache_prefix = False, os.environ["PYTHONPYCACHEPREFIX"]
 
+# A shell's job in the background ignores Ctrl-C, and so would the commands that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 import jax
 import pytest
 
@@ -41,10 +45,16 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Each takes a minute or more; begun last, one would keep a single worker busy at the end.
 LONGEST = (
     "distributed/test_processes.py",
-    "tasks/test_finetuning.py",
+    "test_bucket_runs.py",
     "training/test_loop.py",
     "compiling/test_train_step.py",
-    "test_compile.py",
+    "tasks/test_finetuning.py",
+    "model/test_encoder.py",
+    "training/test_distillation.py",
+    "distributed/test_meshes.py",
+    "tasks/test_predictor.py",
+    "test_google_reference.py",
+    "training/test_layer_decay.py",
     "test_prepare.py",
 )
 

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import time
 
@@ -198,7 +199,7 @@ def test_fine_tuning_from_the_bucket_into_the_bucket_is_that_of_a_disk(bucket, l
         rows = [f"{text},{text.split()[-1]}" for text in small_store.sentences(seed, 24)]
         (table / f"{name}.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
         storage.upload(table / f"{name}.csv", f"{PLACE}/table/{name}.csv")
-    storage.write(f"{PLACE}/texts/new.txt", b"The cat sees the dog near the bridge.\n")
+    storage.write(f"{PLACE}/new.txt", b"The cat sees the dog near the bridge.\n")
     storage.write(f"{PLACE}/table/far/away.bin", b"of no use")
     start = f"{PLACE}/models/start"
     small_store.run_here("convert", f"--model={local_run}", "--to=albert_jax", f"--output={start}")
@@ -227,12 +228,49 @@ def test_fine_tuning_from_the_bucket_into_the_bucket_is_that_of_a_disk(bucket, l
     assert json.loads(storage.read(figures)) == json.loads(
         small_store.run_here("evaluate", f"--workdir={near}", "--json=-").stdout
     )
-    text = f"--input={PLACE}/texts/new.txt"
+    text = f"--input={PLACE}/new.txt"
     answers = [
         small_store.run_here("predict", "classify", f"--model={model}", "--json", text).stdout
         for model in (f"{far}/seed_0", near)
     ]
     assert answers[0] == answers[1]
+
+
+def test_two_processes_train_on_the_bucket_and_go_on_after_a_kill(bucket, store, local_run):
+    run = f"{PLACE}/runs/two"
+
+    def both() -> list[subprocess.Popen]:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            together = (f"--coordinator_address=localhost:{free.getsockname()[1]}",)
+        together += ("--num_processes=2", "--config.mesh.data=2")
+        return [
+            start("train", *arguments(store, run), *together, f"--process_id={index}")
+            for index in range(2)
+        ]
+
+    first = both()
+    wait_until(first[0], lambda: lines(bucket, "runs/two") >= 5)
+    wait_until(first[0], lambda: whole_checkpoints(bucket, "runs/two"))
+    first[0].kill()
+    output, _ = first[1].communicate(timeout=60)
+    assert first[1].returncode == 1, output
+    assert "the last checkpoint is" in output  # whatever noticed it first, a library or we
+    assert "Traceback" not in output
+    first[0].communicate()
+    kept = whole_checkpoints(bucket, "runs/two")
+    assert kept[-1] < STEPS
+    second = both()
+    outputs = [process.communicate(timeout=300)[0] for process in second]
+    assert [process.returncode for process in second] == [0, 0], outputs
+    assert f"step {kept[-1]}" in outputs[0], outputs[0]
+    ours = numbers(bucket.read("runs/two/metrics.jsonl").decode())
+    theirs = numbers((local_run / "metrics.jsonl").read_text())
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.pop("split", "") == other.pop("split", "")
+        assert mine == pytest.approx(other, rel=1e-4)
+    assert ".lock" not in {name.split("/")[2] for name in bucket.names("runs/two/")}
 
 
 def test_a_bucket_that_goes_away_in_the_middle_of_a_save_leaves_the_last_checkpoint(

@@ -105,9 +105,8 @@ def test_losses_on_eight_devices_are_those_of_one(one_device, mesh, microbatch_s
 
 def test_losses_of_packed_rows_on_eight_devices_are_those_of_one():
     one = losses(packed_config(config.MeshConfig()), 1)
-    for mesh, microbatch_size in (((4, 1, 2), 0), ((2, 2, 2), 1)):
-        ours = losses(packed_config(config.MeshConfig(*mesh), microbatch_size), 8)
-        np.testing.assert_allclose(ours, one, rtol=1e-5)
+    ours = losses(packed_config(config.MeshConfig(2, 2, 2), microbatch_size=1), 8)
+    np.testing.assert_allclose(ours, one, rtol=1e-5)
 
 
 def test_masters_and_slots_are_split_over_all_that_share_the_batch_and_over_tensor():

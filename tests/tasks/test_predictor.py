@@ -593,36 +593,33 @@ def test_an_explanation_is_json_and_a_page_without_the_texts_own_tags(folder: Fo
 
 
 def test_the_command_prints_what_the_models_say(folder: Folder, tmp_path):
-    """All at once, as most of their time is the imports'."""
+    """One as it is typed, on its own devices, reading what is piped in; the others in here."""
     classes = folder("albert", "ForSequenceClassification")
     tags = folder("bert", "ForTokenClassification", tags=TAGS)
     lines = tmp_path / "lines.txt"
     lines.write_text("".join(f"{text}\n\n" for text in TEXTS), encoding="utf-8")
     pair = f"{TEXTS[0]}\t{PAIRS[0]}"
     vectors, page = tmp_path / "vectors.npy", tmp_path / "why.html"
-    jobs: dict[str, tuple[list[str], str]] = {
-        "classify": ([f"--model={classes}"], f"{pair}\nRain\t{PAIRS[1]}\n\n"),
-        "tag": ([f"--model={tags}", *TEXTS[:2]], ""),
-        "embed": ([f"--model={classes}", f"--input={lines}", f"--output={vectors}"], ""),
-        "similarity": ([f"--model={classes}", pair], ""),
-        "explain": ([f"--model={classes}", f"--html={page}", pair], ""),
+    said = {
+        job: small_store.run_here("predict", job, *flags).stdout
+        for job, flags in {
+            "tag": [f"--model={tags}", *TEXTS[:2]],
+            "embed": [f"--model={classes}", f"--input={lines}", f"--output={vectors}"],
+            "similarity": [f"--model={classes}", pair],
+            "explain": [f"--model={classes}", f"--html={page}", pair],
+        }.items()
     }
     alone = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    running = {
-        job: subprocess.Popen(
-            small_store.command("predict", job, *flags),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=alone,
-        )
-        for job, (flags, _) in jobs.items()
-    }
-    said: dict[str, str] = {}
-    for job, process in running.items():
-        said[job], errors = process.communicate(jobs[job][1], timeout=120)
-        assert process.returncode == 0, errors
+    done = subprocess.run(
+        small_store.command("predict", "classify", f"--model={classes}"),
+        input=f"{pair}\nRain\t{PAIRS[1]}\n\n",
+        capture_output=True,
+        text=True,
+        env=alone,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    said["classify"] = done.stdout
     found = {
         job: [json.loads(line) for line in output.splitlines()]
         for job, output in said.items()
