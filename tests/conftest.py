@@ -33,13 +33,12 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     os.environ["PYTHONPYCACHEPREFIX"] = str(pathlib.Path(sys.prefix) / "bytecode")
     sys.dont_write_bytecode, sys.pycache_prefix = False, os.environ["PYTHONPYCACHEPREFIX"]
 
-# A shell's job in the background ignores Ctrl-C, and so would the commands that tests start.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A shell's job in the background ignores Ctrl-C, and so would the commands that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Each takes a minute or more; begun last, one would keep a single worker busy at the end.

@@ -119,10 +119,7 @@ class Predictor:
             for question, context in zip(questions, contexts, strict=True)
         ]
         flat = [window for windows in shown for window in windows]
-        features = task_lib.features(
-            [(window.ids, window.types) for window in flat],
-            token_targets={"answerable": [squad.answerable(window).tolist() for window in flat]},
-        )
+        features = squad.windows_features(flat)
         outputs, first, answers = self._run(self.head, features), 0, []
         for question, context, windows in zip(questions, contexts, shown, strict=True):
             mine = {name: rows[first : first + len(windows)] for name, rows in outputs.items()}

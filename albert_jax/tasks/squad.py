@@ -26,7 +26,7 @@ import json
 import pathlib
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -302,6 +302,15 @@ def answer_pieces(spans: Sequence[tuple[int, int]], start: int, end: int) -> tup
     """The first and last piece that hold a part of the characters [start, end); None if none do."""
     inside = [i for i, (begin, stop) in enumerate(spans) if begin < end and start < stop > begin]
     return (inside[0], inside[-1]) if inside else None
+
+
+def windows_features(windows: Iterable[Window]) -> task_lib.Features:
+    """A row a window, as a question answering head reads it to predict."""
+    shown = list(windows)
+    return task_lib.features(
+        [(window.ids, window.types) for window in shown],
+        token_targets={"answerable": [answerable(window).tolist() for window in shown]},
+    )
 
 
 def answerable(window: Window) -> np.ndarray:
@@ -799,7 +808,7 @@ def _split(
 
     return task_lib.Split(
         name=name,
-        features=task_lib.features((window.ids, window.types) for ws in shown for window in ws),
+        features=windows_features(window for windows in shown for window in windows),
         score=score if any(question.labelled for question in questions) else None,
         write=write,
     )

@@ -234,3 +234,65 @@ def test_a_grid_is_every_combination():
 def test_every_task_has_a_module_and_a_recipe():
     for name, module in course.MODULES.items():
         assert (ROOT / "albert_jax" / "tasks" / f"{module}.py").exists(), name
+
+
+def questions(path: pathlib.Path, seed: int) -> None:
+    """A file of SQuAD 2.0: what is seen in each sentence, and what nobody sees."""
+    paragraphs = []
+    for number, text in enumerate(small_store.sentences(seed, 24)):
+        words = text.split()
+        answer = {"text": words[4], "answer_start": len(" ".join(words[:4])) + 1}
+        shown = {
+            "context": text,
+            "qas": [
+                {
+                    "id": f"{seed}-{number}",
+                    "question": f"What {words[2]} the {words[1]}?",
+                    "answers": [answer],
+                    "is_impossible": False,
+                },
+                {
+                    "id": f"{seed}-{number}-none",
+                    "question": "What is it?",
+                    "answers": [],
+                    "is_impossible": True,
+                },
+            ],
+        }
+        paragraphs.append(shown)
+    content = {"version": "v2.0", "data": [{"title": "It", "paragraphs": paragraphs}]}
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize("head", ["conditional", "plain"])
+def test_unanswerable_questions_are_learnt_judged_and_answered(
+    place: pathlib.Path, tmp_path: pathlib.Path, head: str
+):
+    questions(tmp_path / "train-v2.0.json", 1)
+    questions(tmp_path / "dev-v2.0.json", 2)
+    workdir = tmp_path / "run"
+    small_store.run_here(
+        "finetune",
+        f"--config={ROOT / 'configs' / 'squad.py'}:v2",
+        f"--init={place / 'base'}",
+        f"--data={tmp_path}",
+        f"--workdir={workdir}",
+        f"--config.task.answer_head={head}",
+        "--config.task.max_query_length=8",
+        "--config.data.max_seq_length=32",
+        "--config.train.epochs=1",
+        "--config.train.global_batch_size=8",
+    )
+    found = json.loads((workdir / "evaluation.json").read_text())["splits"]["validation"]
+    assert {"exact", "f1", "best_exact", "best_f1"} <= set(found)
+    told = small_store.run_here("evaluate", f"--workdir={workdir}", "--json=-").stdout
+    assert json.loads(told)["splits"]["validation"] == pytest.approx(found)
+    said = small_store.run_here(
+        "predict",
+        "answer",
+        f"--model={workdir}",
+        "--context=The cat sees the dog near the bridge.",
+        "--json",
+        "What sees the cat?",
+    ).stdout
+    assert {"answer", "probability"} <= set(json.loads(said))
