@@ -222,7 +222,7 @@ class Finetuning:
                 "start_log_probs": logits.top_start_log_probs_BS,
                 "end_index": logits.top_end_BST,
                 "end_log_probs": logits.top_end_log_probs_BST,
-                "answer_logit": logits.answer_logit_B[:, None],
+                "answer_logit": logits.answer_logit_B,
             }
         else:
             found = {"logits": logits}
