@@ -37,6 +37,8 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Now, and so with the flags above: what a test sets for the processes it starts is not for this one.
+jax.devices()
 # A shell's job in the background ignores Ctrl-C, and so would the commands that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
