@@ -37,7 +37,7 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Now, and so with the flags above: what a test sets for the processes it starts is not for this one.
+# Now, so with the flags above: those that a test sets are for the processes it starts.
 jax.devices()
 # A shell's job in the background ignores Ctrl-C, and so would the commands that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
