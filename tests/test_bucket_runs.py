@@ -6,13 +6,13 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import time
 
 import bucket as bucket_lib
 import pytest
 import small_store
+import together
 
 from albert_jax import storage
 from albert_jax.errors import UserError
@@ -236,34 +236,28 @@ def test_fine_tuning_from_the_bucket_into_the_bucket_is_that_of_a_disk(bucket, l
     assert answers[0] == answers[1]
 
 
-def test_two_processes_train_on_the_bucket_and_go_on_after_a_kill(bucket, store, local_run):
+def test_two_processes_train_on_the_bucket_and_go_on_after_a_kill(
+    bucket, store, local_run, tmp_path
+):
     run = f"{PLACE}/runs/two"
 
-    def both() -> list[subprocess.Popen]:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            together = (f"--coordinator_address=localhost:{free.getsockname()[1]}",)
-        together += ("--num_processes=2", "--config.mesh.data=2")
-        return [
-            start("train", *arguments(store, run), *together, f"--process_id={index}")
-            for index in range(2)
-        ]
+    def both(_: pathlib.Path) -> list[list[str]]:
+        mesh = "--config.mesh.data=2"
+        return [small_store.command("train", *arguments(store, run), mesh)] * 2
 
-    first = both()
-    wait_until(first[0], lambda: lines(bucket, "runs/two") >= 5)
-    wait_until(first[0], lambda: whole_checkpoints(bucket, "runs/two"))
-    first[0].kill()
-    output, _ = first[1].communicate(timeout=60)
-    assert first[1].returncode == 1, output
-    assert "the last checkpoint is" in output  # whatever noticed it first, a library or we
-    assert "Traceback" not in output
-    first[0].communicate()
+    def saved(_: together.Run) -> bool:
+        return lines(bucket, "runs/two") >= 5 and bool(whole_checkpoints(bucket, "runs/two"))
+
+    first = together.start_until(saved, tmp_path / "first", both)
+    first.processes[0].kill()
+    assert first.wait(60) == [-signal.SIGKILL, 1], first.logs()
+    # Whatever noticed it first, a library or we.
+    assert "the last checkpoint is" in first.log(1), first.logs()
+    assert "Traceback" not in first.log(1)
     kept = whole_checkpoints(bucket, "runs/two")
     assert kept[-1] < STEPS
-    second = both()
-    outputs = [process.communicate(timeout=300)[0] for process in second]
-    assert [process.returncode for process in second] == [0, 0], outputs
-    assert f"step {kept[-1]}" in outputs[0], outputs[0]
+    second = together.start_until(together.Run.done, tmp_path / "second", both)
+    assert f"step {kept[-1]}" in second.log(0), second.logs()
     ours = numbers(bucket.read("runs/two/metrics.jsonl").decode())
     theirs = numbers((local_run / "metrics.jsonl").read_text())
     assert [row["step"] for row in ours] == [row["step"] for row in theirs]

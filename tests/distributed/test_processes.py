@@ -1,17 +1,15 @@
 """Real processes: one run on any number of them, stopped, killed, and gone on with on another."""
 
-import dataclasses
 import json
-import os
 import pathlib
 import signal
-import socket
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 import small_store
+import together
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 BATCH, STEPS = 32, 30
@@ -40,54 +38,28 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return small_store.make(tmp_path_factory.mktemp("store"))
 
 
-@dataclasses.dataclass
-class Run:
-    """The processes of one command, each with its log and its list of examples."""
-
-    folder: pathlib.Path
-    processes: list[subprocess.Popen]
-
-    def wait(self, seconds: float) -> list[int]:
-        deadline = time.monotonic() + seconds
-        codes = [process.wait(max(deadline - time.monotonic(), 0.1)) for process in self.processes]
-        return codes
-
-    def log(self, index: int) -> str:
-        return (self.folder / f"{index}.log").read_text()
-
-    def logs(self) -> str:
-        return "\n".join(f"-- {i}\n{self.log(i)}" for i in range(len(self.processes)))
-
-    def examples(self, index: int) -> list[tuple[int, int, int]]:
-        lines = (self.folder / f"{index}.examples").read_text().splitlines()
-        return sorted(tuple(json.loads(line)) for line in lines)
+def program(devices: int) -> dict[str, str]:
+    return {
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}",
+        # Process 0 alone would fill it and be helped by it, and wait for the others.
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+    }
 
 
-def start(
-    folder: pathlib.Path,
-    stores: list[pathlib.Path],
-    workdir: pathlib.Path,
-    devices: int,
-    *meshes: tuple[int, int, int],
-) -> Run:
-    """As many processes as there are stores, with so many devices each.
+def commands(
+    stores: list[pathlib.Path], workdir: pathlib.Path, *meshes: tuple[int, int, int]
+) -> Callable[[pathlib.Path], list[list[str]]]:
+    """A command for each store, which also lists the examples that it makes.
 
     Each is given its own one of the meshes; all the only one.
     """
-    folder.mkdir()
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    run = Run(folder, [])
-    for index, store in enumerate(stores):
-        mesh = zip(("data", "fsdp", "tensor"), meshes[index % len(meshes)], strict=True)
-        together = (
-            f"--coordinator_address=localhost:{port}",
-            f"--num_processes={len(stores)}",
-            f"--process_id={index}",
-        )
-        with (folder / f"{index}.log").open("w") as log:
-            process = subprocess.Popen(
+
+    def in_folder(folder: pathlib.Path) -> list[list[str]]:
+        every = []
+        for index, store in enumerate(stores):
+            mesh = zip(("data", "fsdp", "tensor"), meshes[index % len(meshes)], strict=True)
+            every.append(
                 [
                     sys.executable,
                     str(pathlib.Path(__file__).with_name("recording_train.py")),
@@ -96,20 +68,16 @@ def start(
                     f"--config.data.path={store}",
                     f"--workdir={workdir}",
                     *(f"--config.mesh.{axis}={size}" for axis, size in mesh),
-                    *(together if len(stores) > 1 else ()),
-                ],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": str(ROOT),
-                    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICK}",
-                    # Process 0 alone would fill it and be helped by it, and wait for the others.
-                    "JAX_ENABLE_COMPILATION_CACHE": "false",
-                },
+                ]
             )
-        run.processes.append(process)
-    return run
+        return every
+
+    return in_folder
+
+
+def examples(run: together.Run, index: int) -> list[tuple[int, int, int]]:
+    lines = (run.folder / f"{index}.examples").read_text().splitlines()
+    return sorted(tuple(json.loads(line)) for line in lines)
 
 
 def train_rows(workdir: pathlib.Path) -> list[dict]:
@@ -120,21 +88,18 @@ def train_rows(workdir: pathlib.Path) -> list[dict]:
     return [row for row in map(json.loads, lines) if "split" not in row]
 
 
-def wait_for_step(run: Run, workdir: pathlib.Path, step: int) -> None:
-    deadline = time.monotonic() + 300
-    while not any(row["step"] >= step for row in train_rows(workdir)):
-        assert time.monotonic() < deadline, run.logs()
-        assert all(process.poll() is None for process in run.processes), run.logs()
-        time.sleep(0.05)
+def after(workdir: pathlib.Path, step: int) -> Callable[[together.Run], bool]:
+    return lambda _: any(row["step"] >= step for row in train_rows(workdir))
 
 
 def test_one_run_on_one_two_and_four_processes(store, tmp_path):
     reference, workdir = tmp_path / "reference", tmp_path / "run"
-    alone = start(tmp_path / "alone", [store], reference, 1, (1, 1, 1))
+    one = commands([store], reference, (1, 1, 1))
+    alone = together.start(tmp_path / "alone", one, program(1))
 
     # Two processes; a signal to the second stops both, saved at one step.
-    two = start(tmp_path / "two", [store] * 2, workdir, 4, (2, 4, 1))
-    wait_for_step(two, workdir, 3)
+    mesh = commands([store] * 2, workdir, (2, 4, 1))
+    two = together.start_until(after(workdir, 3), tmp_path / "two", mesh, program(4))
     two.processes[1].send_signal(signal.SIGTERM)
     assert two.wait(60) == [1, 1], two.logs()
     saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
@@ -144,8 +109,8 @@ def test_one_run_on_one_two_and_four_processes(store, tmp_path):
     assert alone.wait(400) == [0], alone.logs()
 
     # Four go on; one is killed, and the others say so and leave.
-    four = start(tmp_path / "four", [store] * 4, workdir, 2, (2, 2, 2))
-    wait_for_step(four, workdir, saved + 2)
+    mesh = commands([store] * 4, workdir, (2, 2, 2))
+    four = together.start_until(after(workdir, saved + 2), tmp_path / "four", mesh, program(2))
     four.processes[2].kill()
     killed = time.monotonic()
     assert four.wait(60) == [1, 1, -signal.SIGKILL, 1], four.logs()
@@ -155,8 +120,8 @@ def test_one_run_on_one_two_and_four_processes(store, tmp_path):
         assert "Traceback" not in four.log(index)
 
     # Two more end the run.
-    last = start(tmp_path / "last", [store] * 2, workdir, 4, (8, 1, 1))
-    assert last.wait(400) == [0, 0], last.logs()
+    mesh = commands([store] * 2, workdir, (8, 1, 1))
+    last = together.start_until(together.Run.done, tmp_path / "last", mesh, program(4))
 
     ours, theirs = train_rows(workdir), train_rows(reference)
     assert [row["step"] for row in ours] == list(range(1, STEPS + 1))
@@ -169,14 +134,15 @@ def test_one_run_on_one_two_and_four_processes(store, tmp_path):
         count = len(run.processes)
         share = BATCH // count
         for index in range(count):
-            for first, final, size in run.examples(index):
+            for first, final, size in examples(run, index):
                 assert size == share == final - first + 1
                 assert first % BATCH == index * share
 
 
 def test_what_is_wrong_on_one_host_ends_all_and_is_named(store, tmp_path):
     missing = tmp_path / "not_mounted_here"
-    run = start(tmp_path / "logs", [store, missing], tmp_path / "run", 1, (2, 1, 1))
+    both = commands([store, missing], tmp_path / "run", (2, 1, 1))
+    run = together.start(tmp_path / "logs", both, program(1))
     assert run.wait(60) == [1, 1], run.logs()
     assert f"error: no token store {missing}" in run.log(1)
     assert f"process 1 of 2 stopped: no token store {missing}" in run.log(0)
@@ -184,7 +150,8 @@ def test_what_is_wrong_on_one_host_ends_all_and_is_named(store, tmp_path):
 
 
 def test_processes_on_two_meshes_are_refused(store, tmp_path):
-    run = start(tmp_path / "logs", [store] * 2, tmp_path / "run", 2, (4, 1, 1), (2, 2, 1))
+    both = commands([store] * 2, tmp_path / "run", (4, 1, 1), (2, 2, 1))
+    run = together.start(tmp_path / "logs", both, program(2))
     assert run.wait(60) == [1, 1], run.logs()
     assert "process 1 was given another config or store than process 0" in run.log(1)
     assert "mesh.data: 4 there, 2 now\n  mesh.fsdp: 1 there, 2 now" in run.log(1)
@@ -192,7 +159,8 @@ def test_processes_on_two_meshes_are_refused(store, tmp_path):
 
 
 def test_the_leaders_death_ends_the_others(store, tmp_path):
-    run = start(tmp_path / "logs", [store] * 2, tmp_path / "run", 1, (2, 1, 1))
+    both = commands([store] * 2, tmp_path / "run", (2, 1, 1))
+    run = together.start(tmp_path / "logs", both, program(1))
     deadline = time.monotonic() + 60
     while "batch:" not in run.log(0):
         assert time.monotonic() < deadline, run.logs()
