@@ -4,8 +4,9 @@
 
 All figures come from one run on one core: the process is bound to it where the system can do that,
 and every thread of tf.data with it. Without a store, 32 M tokens of random text with sentences and
-documents of realistic lengths are made in memory. Each figure is the median of five. The last
-column is how much longer a batch takes through tf.data than from the builder alone.
+documents of realistic lengths are made in memory. Freed memory is kept, as `train` does on a CPU.
+Each figure is the median of five, taken in turns. The last column is how much longer a batch takes
+through tf.data than from the builder alone.
 
 After that, packing: the same text as documents of one to six sentences, its pairs a second in
 packed rows beside those in rows of their own, and how much of the rows is padding.
@@ -31,11 +32,13 @@ import numpy as np
 
 from albert_jax import cli
 from albert_jax.data import examples, order, pipeline, store
+from albert_jax.training import cpu_memory
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # the tests' reference
 from tests.data import slow_examples
 
 REPEATS = 5
+BATCHES = 64  # at a time: more than a pipeline makes ahead
 TOKENS = 32_000_000
 LARGE = 1_000_000_000
 VOCAB_SIZE = 30_000
@@ -50,6 +53,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256, help="examples a call")
     flags = parser.parse_args()
     cli.quiet_environment()
+    cpu_memory.keep_freed()
     print(bind_to_one_core())
     if flags.store:
         opened = store.open_store(flags.store)
@@ -77,9 +81,11 @@ def main() -> None:
                 single_sentence="split",
             )
             builder = examples.ExampleBuilder(shards, vocabulary, options)
-            bare = builder_rate(builder, flags.batch)
-            piped = pipeline_rate(builder, flags.batch)
-            slow = slow_rate(shards[0], vocabulary, options)
+            bare, piped, slow = median_rates(
+                of_builder(builder, flags.batch),
+                of_pipeline(builder, flags.batch),
+                of_slow(shards[0], vocabulary, options),
+            )
             mean_length = builder.batch(0, 1000)["attention_mask"].sum() / 1000
             print(
                 f"{objective:>5}, length {length:<6}{mean_length:12.0f}{bare:10,.0f}/s"
@@ -183,11 +189,11 @@ def packing(
         )
         seconds, found = time.perf_counter() - begin, packed.packing()
         pairs = found.pairs / found.rows
-        rates = builder_rate(packed, 256) * pairs, builder_rate(alone, 256)
+        rates = median_rates(of_builder(packed, 256), of_builder(alone, 256))
         print(
             f"packing, length {length}: padding {found.padding_without:.1%} without, "
-            f"{found.padding_with:.1%} with, {pairs:.1f} pairs a row; {rates[0]:,.0f} pairs/s "
-            f"packed, {rates[1]:,.0f} alone, {rates[0] / rates[1]:.2f} : 1; "
+            f"{found.padding_with:.1%} with, {pairs:.1f} pairs a row; {rates[0] * pairs:,.0f} "
+            f"pairs/s packed, {rates[1]:,.0f} alone, {rates[0] * pairs / rates[1]:.2f} : 1; "
             f"index of {found.pairs:,} pairs in {seconds:.1f} s"
         )
 
@@ -217,46 +223,44 @@ def synthetic() -> tuple[list[store.Shard], examples.Vocabulary]:
     return shards, examples.Vocabulary(VOCAB_SIZE, 2, 3, 4, starts_word, control)
 
 
-def median_rate(work: Callable[[], int]) -> float:
-    """Examples a second; `work` returns how many it made."""
-    rates = []
+def median_rates(*works: Callable[[], int]) -> list[float]:
+    """Examples a second of each; they take turns. A work returns how many it made."""
+    rates: list[list[float]] = [[] for _ in works]
     for _ in range(REPEATS):
-        begin = time.perf_counter()
-        made = work()
-        rates.append(made / (time.perf_counter() - begin))
-    return statistics.median(rates)
+        for work, mine in zip(works, rates, strict=True):
+            work()  # takes what a pipeline made ahead, or lets it do so
+            begin = time.perf_counter()
+            made = work()
+            mine.append(made / (time.perf_counter() - begin))
+    return [statistics.median(mine) for mine in rates]
 
 
-def builder_rate(builder: examples.ExampleBuilder, batch: int) -> float:
+def of_builder(builder: examples.ExampleBuilder, batch: int) -> Callable[[], int]:
     def work() -> int:
-        for step in range(64):
+        for step in range(BATCHES):
             builder.batch(step * batch, (step + 1) * batch)
-        return 64 * batch
+        return BATCHES * batch
 
-    work()
-    return median_rate(work)
+    return work
 
 
-def pipeline_rate(builder: examples.ExampleBuilder, batch: int) -> float:
+def of_pipeline(builder: examples.ExampleBuilder, batch: int) -> Callable[[], int]:
+    """Batches of a pipeline that has begun already."""
     stage = pipeline.Stage(builder, batch, [(0, batch)])
     stream = pipeline.training_batches([stage], 0, 10**9)
-    next(stream)
 
     def work() -> int:
-        for _ in range(64):
+        for _ in range(BATCHES):
             next(stream)
-        return 64 * batch
+        return BATCHES * batch
 
-    work()
-    rate = median_rate(work)
-    stream.close()
-    return rate
+    return work
 
 
-def slow_rate(
+def of_slow(
     shard: store.Shard, vocabulary: examples.Vocabulary, options: examples.ExampleOptions
-) -> float:
-    """Of making the examples alone: the chunks of some documents are found beforehand."""
+) -> Callable[[], int]:
+    """Makes the examples alone: the chunks of some documents are found beforehand."""
     documents = [
         [
             shard.tokens[shard.sentences[s] : shard.sentences[s + 1]].tolist()
@@ -274,7 +278,7 @@ def slow_rate(
             slow_examples.example(chunk, [documents], vocabulary, options, stream)
         return len(chunks)
 
-    return median_rate(work)
+    return work
 
 
 if __name__ == "__main__":
