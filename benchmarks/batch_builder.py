@@ -38,7 +38,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # the t
 from tests.data import slow_examples
 
 REPEATS = 5
-BATCHES = 64  # at a time: more than a pipeline makes ahead
+EXAMPLES = 16_384  # at a time, in 16 batches at least: more than a pipeline makes ahead
 TOKENS = 32_000_000
 LARGE = 1_000_000_000
 VOCAB_SIZE = 30_000
@@ -235,11 +235,17 @@ def median_rates(*works: Callable[[], int]) -> list[float]:
     return [statistics.median(mine) for mine in rates]
 
 
+def batches_at_a_time(batch: int) -> int:
+    return max(16, -(-EXAMPLES // batch))
+
+
 def of_builder(builder: examples.ExampleBuilder, batch: int) -> Callable[[], int]:
+    batches = batches_at_a_time(batch)
+
     def work() -> int:
-        for step in range(BATCHES):
+        for step in range(batches):
             builder.batch(step * batch, (step + 1) * batch)
-        return BATCHES * batch
+        return batches * batch
 
     return work
 
@@ -248,11 +254,12 @@ def of_pipeline(builder: examples.ExampleBuilder, batch: int) -> Callable[[], in
     """Batches of a pipeline that has begun already."""
     stage = pipeline.Stage(builder, batch, [(0, batch)])
     stream = pipeline.training_batches([stage], 0, 10**9)
+    batches = batches_at_a_time(batch)
 
     def work() -> int:
-        for _ in range(BATCHES):
+        for _ in range(batches):
             next(stream)
-        return BATCHES * batch
+        return batches * batch
 
     return work
 

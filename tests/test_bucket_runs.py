@@ -240,10 +240,7 @@ def test_two_processes_train_on_the_bucket_and_go_on_after_a_kill(
     bucket, store, local_run, tmp_path
 ):
     run = f"{PLACE}/runs/two"
-
-    def both(_: pathlib.Path) -> list[list[str]]:
-        mesh = "--config.mesh.data=2"
-        return [small_store.command("train", *arguments(store, run), mesh)] * 2
+    both = [small_store.command("train", *arguments(store, run), "--config.mesh.data=2")] * 2
 
     def saved(_: together.Run) -> bool:
         return lines(bucket, "runs/two") >= 5 and bool(whole_checkpoints(bucket, "runs/two"))

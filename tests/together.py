@@ -32,24 +32,25 @@ class Run:
 
 def start(
     folder: pathlib.Path,
-    commands: Callable[[pathlib.Path], Sequence[Sequence[str]]],
+    commands: Sequence[Sequence[str]],
     environment: dict[str, str] | None = None,
 ) -> Run:
-    """A process for each command, told of the others; the commands may write into the folder."""
+    """A process for each command, in the folder, and told of the others if there are any."""
     folder.mkdir()
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    run, all_commands = Run(folder, []), commands(folder)
-    for index, command in enumerate(all_commands):
+    run = Run(folder, [])
+    for index, command in enumerate(commands):
         together = (
             f"--coordinator_address=localhost:{port}",
-            f"--num_processes={len(all_commands)}",
+            f"--num_processes={len(commands)}",
             f"--process_id={index}",
         )
         with (folder / f"{index}.log").open("w") as log:
             process = subprocess.Popen(
-                [*command, *(together if len(all_commands) > 1 else ())],
+                [*command, *(together if len(commands) > 1 else ())],
+                cwd=folder,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(environment or {})},
@@ -61,26 +62,33 @@ def start(
 def start_until(
     there: Callable[[Run], bool],
     folder: pathlib.Path,
-    commands: Callable[[pathlib.Path], Sequence[Sequence[str]]],
+    commands: Sequence[Sequence[str]],
     environment: dict[str, str] | None = None,
-    seconds: float = 400,
 ) -> Run:
     """As `start`, and waits; each attempt has a folder of its own.
 
     Gloo, by which CPUs reduce, ends a process now and then by an exception of its own (seen:
     std::system_error, on a crowded machine). Then this does what the message asks for: all are
-    started again.
+    started again, twice at most.
     """
-    for attempt in range(3):
+    attempt = 0
+    while True:
         run = start(folder.with_name(f"{folder.name}_{attempt}"), commands, environment)
-        deadline = time.monotonic() + seconds
-        while not there(run):
-            assert time.monotonic() < deadline, run.logs()
-            if None not in [process.poll() for process in run.processes] and not there(run):
-                assert attempt < 2, run.logs()
-                assert "was aborted by a library" in run.logs(), run.logs()
-                break
-            time.sleep(0.05)
-        else:
+        if _waited(run, there):
             return run
-    raise AssertionError("not reached")
+        assert "was aborted by a library" in run.logs(), run.logs()
+        assert attempt < 2, run.logs()
+        attempt += 1
+
+
+def _waited(run: Run, there: Callable[[Run], bool]) -> bool:
+    """Waits for it; False where all processes ended before."""
+    deadline = time.monotonic() + 400
+    while True:
+        ended = None not in [process.poll() for process in run.processes]
+        if there(run):
+            return True
+        if ended:
+            return False
+        assert time.monotonic() < deadline, run.logs()
+        time.sleep(0.05)

@@ -49,30 +49,26 @@ def program(devices: int) -> dict[str, str]:
 
 def commands(
     stores: list[pathlib.Path], workdir: pathlib.Path, *meshes: tuple[int, int, int]
-) -> Callable[[pathlib.Path], list[list[str]]]:
-    """A command for each store, which also lists the examples that it makes.
+) -> list[list[str]]:
+    """A command for each store, which also lists the examples that it makes where it runs.
 
     Each is given its own one of the meshes; all the only one.
     """
-
-    def in_folder(folder: pathlib.Path) -> list[list[str]]:
-        every = []
-        for index, store in enumerate(stores):
-            mesh = zip(("data", "fsdp", "tensor"), meshes[index % len(meshes)], strict=True)
-            every.append(
-                [
-                    sys.executable,
-                    str(pathlib.Path(__file__).with_name("recording_train.py")),
-                    str(folder / f"{index}.examples"),
-                    *CONFIG,
-                    f"--config.data.path={store}",
-                    f"--workdir={workdir}",
-                    *(f"--config.mesh.{axis}={size}" for axis, size in mesh),
-                ]
-            )
-        return every
-
-    return in_folder
+    every = []
+    for index, store in enumerate(stores):
+        mesh = zip(("data", "fsdp", "tensor"), meshes[index % len(meshes)], strict=True)
+        every.append(
+            [
+                sys.executable,
+                str(pathlib.Path(__file__).with_name("recording_train.py")),
+                f"{index}.examples",
+                *CONFIG,
+                f"--config.data.path={store}",
+                f"--workdir={workdir}",
+                *(f"--config.mesh.{axis}={size}" for axis, size in mesh),
+            ]
+        )
+    return every
 
 
 def examples(run: together.Run, index: int) -> list[tuple[int, int, int]]:
