@@ -16,6 +16,7 @@ import bisect
 import contextlib
 import dataclasses
 import os
+import threading
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol
@@ -157,11 +158,14 @@ def _batches(
     tf = tensorflow()
     steps = max(1, _ROWS_A_CALL // max(len(examples_of(first_step)[1]), 1))
     made: dict[int, tuple[list[dict[str, np.ndarray]], Exception | None]] = {}
+    closed = threading.Event()
 
     def build(call: np.ndarray) -> np.ndarray:
         first, batches, failure = first_step + int(call) * steps, [], None
         try:
             for step in range(first, min(first + steps, last_step)):
+                if closed.is_set():
+                    break
                 builder, examples_b = examples_of(step)
                 batches.append(builder.rows(examples_b))
         except Exception as error:  # TensorFlow would pass on its text alone
@@ -181,11 +185,16 @@ def _batches(
         deterministic=True,
     )
     dataset = dataset.prefetch(_CALLS_AHEAD).with_options(options)
-    for call in dataset:
-        batches, failure = made.pop(int(call))
-        yield from batches
-        if failure is not None:
-            raise failure
+    calls = iter(dataset)
+    try:
+        for call in calls:
+            batches, failure = made.pop(int(call))
+            yield from batches
+            if failure is not None:
+                raise failure
+    finally:
+        closed.set()
+        del calls  # ends the threads, and waits for them
 
 
 def tensorflow() -> Any:

@@ -284,7 +284,7 @@ options = examples.ExampleOptions(16, 3, 0.15, 3, 0.1, 3, "sop", "split")
 shard = store.Shard(np.full(40, 7, np.uint16), np.arange(0, 41, 5), np.array([0, 8]))
 builder = Slow([shard], words, options)
 list(pipeline.evaluation_batches(builder, 2, [(0, 2)]))
-batches = pipeline.training_batches([pipeline.Stage(builder, 4, [(0, 4)])], 0, 10**9)
+batches = pipeline.training_batches([pipeline.Stage(builder, 256, [(0, 256)])], 0, 10**9)
 print(next(batches)["input_ids"].shape)
 """
     quiet = {"TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS"}
@@ -296,4 +296,4 @@ print(next(batches)["input_ids"].shape)
         timeout=60,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "(4, 16)\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "(256, 16)\n", "")
