@@ -8,11 +8,14 @@ pieces that the encoder reads. Both are scored by the task's own figures.
 
   python benchmarks/tasks.py --init=runs/mine --data=DATA --output=runs/tasks
   python benchmarks/tasks.py --init=runs/mine --data=DATA --output=runs/tasks --tasks sst-2 mrpc
+  python benchmarks/tasks.py --init=runs/mine --data=DATA --output=runs/grid --tasks sst-2 qnli \
+      --rows=300 --learning_rate 1e-4 5e-4 --seeds=3
 
 DATA holds `glue/` (the TSV folders), `squad/`, `race/RACE/`, `xnli/`, `ner/`, `retrieval/` and
 `corpus/en_novels/`; a task whose folder is missing is left out. QNLI is trained on a part of its
 validation rows and scored on the others, for its training set may be only a sample; `authors` is a
-table of paragraphs of ten novels, made here.
+table of paragraphs of ten novels, made here. Of several rates, each start has the one that is best
+for it; of several seeds, the mean is given, and how far they lie apart.
 """
 
 import argparse
@@ -37,6 +40,7 @@ from albert_jax.training import telemetry
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HEADS_OF_TEXTS = ("sequence_classification", "embedding")  # which a bag of pieces can do
+COLUMNS, WIDTHS = ("majority", "bag", "random", "pretrained"), (10, 10, 18, 18)
 QNLI_TRAIN = 4463  # of its 5,463 validation rows
 
 
@@ -104,7 +108,9 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=pathlib.Path, metavar="DATA")
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder of the runs")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, metavar="TASK")
-    parser.add_argument("--learning_rate", type=float, default=5e-4)
+    parser.add_argument("--learning_rate", nargs="+", type=float, default=[5e-4])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--rows", type=int, help="of GLUE: learn from so many, in as many steps")
     parser.add_argument("--more", nargs="*", default=(), metavar="FIELD=VALUE", help="of all runs")
     args = parser.parse_args()
     scratch = args.output / "files"
@@ -115,9 +121,12 @@ def main() -> None:
     tokenizer = models.read_tokenizer(args.init, model)
     if tokenizer is None:
         raise SystemExit(f"--init={args.init} has no tokenizer")
-    print(f"{'task':14}{'figure':22}{'majority':>10}{'bag':>10}{'random':>10}{'pretrained':>12}")
+    head = "".join(f"{title:>{wide}}" for title, wide in zip(COLUMNS, WIDTHS, strict=True))
+    print(f"{'task':14}{'figure':22}{head}  steps")
     for name in args.tasks:
         folder = args.data / TASKS[name].folder.format(scratch=scratch.resolve())
+        if args.rows and TASKS[name].config.startswith("glue.py"):
+            folder = fewer(folder, scratch / f"first_{args.rows}", args.rows)
         if folder.exists():
             print(line(name, folder, tokenizer, args), flush=True)
 
@@ -128,33 +137,49 @@ def line(name: str, folder: pathlib.Path, tokenizer: Tokenizer, args: argparse.N
     config = config_lib.load(f"{ROOT / 'configs' / TASKS[name].config}", flags)
     task = course.read(config, tokenizer)
     split = next(split for split in task.splits if split.score is not None)
-    cells = [f"{'':>10}"] * 2
+    cells = [""] * 2
     if task.head in HEADS_OF_TEXTS:
         guesses = (majority(task, split.features), bag(task, split.features, tokenizer.vocab_size))
         for place, outputs in enumerate(guesses):
             if outputs and split.score:
-                cells[place] = f"{split.score(outputs)[task.best_by]:>10.4f}"
+                cells[place] = f"{split.score(outputs)[task.best_by]:.4f}"
     for start in ("random", "pretrained"):
         workdir = args.output / name.replace(" ", "_") / start
-        if not (workdir / "evaluation.json").exists():
+        if not any((workdir / f"{kind}.json").exists() for kind in ("evaluation", "summary")):
             fresh = ("--fresh",) if start == "random" else ()
-            finetune(name, workdir, args.init, flags, fresh)
-        found = json.loads((workdir / "evaluation.json").read_text())["splits"][split.name]
-        cells.append(f"{found[task.best_by]:>10.4f}")
-    curve = telemetry.read_metrics(args.output / name.replace(" ", "_") / start / "metrics.jsonl")
-    steps = max(row["step"] for row in curve)
-    return f"{name:14}{task.best_by:22}{''.join(cells[:3])}{cells[3]:>12}   {steps} steps"
+            finetune(name, workdir, args, flags, fresh)
+        cells.append(reached(workdir, split.name))
+    metrics = next((args.output / name.replace(" ", "_") / start).rglob("metrics.jsonl"))
+    steps = max(row["step"] for row in telemetry.read_metrics(metrics))
+    row = "".join(f"{cell:>{wide}}" for cell, wide in zip(cells, WIDTHS, strict=True))
+    return f"{name:14}{task.best_by:22}{row}  {steps}"
+
+
+def reached(workdir: pathlib.Path, split: str) -> str:
+    """What a run has come to, or the best group of several that differ in the seed alone."""
+    summary = workdir / "summary.json"
+    if not summary.exists():
+        found = json.loads((workdir / "evaluation.json").read_text())
+        return f"{found['splits'][split][found['judged_by']]:.4f}"
+    groups = json.loads(summary.read_text())["summary"]
+    best = max(groups.values(), key=lambda group: group["mean"])
+    return f"{best['mean']:.4f} ± {best['deviation']:.4f}"
 
 
 def overrides(run: Run, folder: pathlib.Path, args: argparse.Namespace) -> list[str]:
     """What a laptop's run sets."""
-    steps = run.epochs * -(-run.rows // 32)
+    rates = args.learning_rate
+    epochs, rows = run.epochs, run.rows
+    if args.rows and run.config.startswith("glue.py"):
+        epochs, rows = epochs * rows // args.rows, args.rows
+    steps = epochs * -(-rows // 32)
     return [
         f"data.path={folder}",
         f"data.max_seq_length={run.length}",
-        f"train.epochs={run.epochs}",
+        f"train.epochs={epochs}",
         "train.global_batch_size=32",
-        f"optimizer.learning_rate={args.learning_rate}",
+        f"optimizer.learning_rate={rates[0]}",
+        f"sweep.learning_rate={','.join(map(str, rates)) if len(rates) > 1 else ''}",
         f"optimizer.warmup_steps={max(steps // 10, 1)}",
         f"eval.every_steps={max(steps // 3, 1)}",
         f"checkpoint.every_steps={max(steps // 3, 1)}",
@@ -168,18 +193,23 @@ def overrides(run: Run, folder: pathlib.Path, args: argparse.Namespace) -> list[
 
 
 def finetune(
-    name: str, workdir: pathlib.Path, init: pathlib.Path, flags: list[str], fresh: tuple[str, ...]
+    name: str,
+    workdir: pathlib.Path,
+    args: argparse.Namespace,
+    flags: list[str],
+    fresh: tuple[str, ...],
 ) -> None:
-    """Runs the command; its output goes to a file beside the run."""
+    """Runs the command, or goes on with it; its output goes to a file beside the run."""
     command = [
-        *(sys.executable, "-m", "albert_jax.finetune", f"--init={init}", f"--workdir={workdir}"),
+        *(sys.executable, "-m", "albert_jax.finetune"),
+        *(f"--init={args.init}", f"--workdir={workdir}", f"--seeds={args.seeds}"),
         f"--config={ROOT / 'configs' / TASKS[name].config}",
         *(f"--config.{flag}" for flag in flags),
         *fresh,
     ]
     workdir.parent.mkdir(parents=True, exist_ok=True)
     log = workdir.with_suffix(".log")
-    with log.open("w") as file:
+    with log.open("a") as file:
         if subprocess.run(command, stdout=file, stderr=file).returncode:
             raise SystemExit(f"{name} failed; see {log}")
 
@@ -244,6 +274,18 @@ def resplit_qnli(source: pathlib.Path, target: pathlib.Path) -> None:
         header, *lines = source.read_text(encoding="utf-8").splitlines()
         for name, part in (("train", lines[:QNLI_TRAIN]), ("dev", lines[QNLI_TRAIN:])):
             (target / f"{name}.tsv").write_text("\n".join([header, *part, ""]), encoding="utf-8")
+
+
+def fewer(source: pathlib.Path, target: pathlib.Path, rows: int) -> pathlib.Path:
+    """A copy of GLUE's folders with their first training rows alone."""
+    for train in source.glob("*/train.tsv"):
+        folder = target / train.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in train.parent.glob("*.tsv"):
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = lines[: rows + 1] if path == train else lines  # the first is the header
+            (folder / path.name).write_text("".join(kept), encoding="utf-8")
+    return target
 
 
 def authors(novels: pathlib.Path, target: pathlib.Path) -> None:
