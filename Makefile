@@ -35,7 +35,7 @@ lint: setup
 	@$(BIN)/pyright
 
 bench: setup
-	@$(BIN)/python benchmarks/prepare_speed.py
+	@$(BIN)/python benchmarks/prepare_speed.py --copies=10
 	@$(BIN)/python benchmarks/batch_builder.py
 	@$(BIN)/python benchmarks/step_vs_pytorch.py
 
