@@ -366,7 +366,7 @@ def test_ctrl_c_while_workers_start_is_as_quiet(model, tmp_path):
     ) as process:
         wait_for(lambda: len(children(process.pid)) == 2)
         os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=20)
     assert process.returncode == 1
     assert "Traceback" not in errors
     assert not output.exists()
@@ -384,7 +384,7 @@ def test_ctrl_c_ends_it_soon_and_says_how_to_go_on(model, tmp_path):
         assert workers
         began = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=20)
         assert time.monotonic() - began < 5
         assert process.returncode == 1
         assert "--resume" in errors

@@ -293,7 +293,7 @@ print(next(batches)["input_ids"].shape)
         env={name: value for name, value in os.environ.items() if name not in quiet},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=60,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "(256, 16)\n", "")

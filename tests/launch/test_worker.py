@@ -55,7 +55,7 @@ def worker(home: pathlib.Path) -> Worker:
             env={"PATH": os.environ["PATH"], "HOME": str(home), **environment},
             text=True,
             capture_output=True,
-            timeout=60,
+            timeout=20,
         )
 
     return run
@@ -210,7 +210,7 @@ def test_tpu_sh_and_worker_sh_together(home: pathlib.Path):
             env={"PATH": f"{programs}:{os.environ['PATH']}", "HOME": str(home)},
             text=True,
             capture_output=True,
-            timeout=60,
+            timeout=20,
         )
 
     train = ["--config=configs/tiny.py", "--workdir=runs/a b", "--config.x=$HOME;'q'\"\\"]

@@ -226,7 +226,7 @@ def test_a_run_that_stands_still_says_where_and_leaves(store, tmp_path, monkeypa
         "--config.train.stall_minutes=0.001",  # shorter than the compiler takes
         expect=1,
     )
-    assert time.monotonic() - began < 120
+    assert time.monotonic() - began < 60
     assert "nothing has moved for 0.001 minutes (train.stall_minutes), in" in done.stderr
     assert 'loop.py", line' in (workdir / "stacks-0.txt").read_text()
     assert 'loop.py", line' in done.stderr
