@@ -124,17 +124,21 @@ def main() -> None:
     head = "".join(f"{title:>{wide}}" for title, wide in zip(COLUMNS, WIDTHS, strict=True))
     print(f"{'task':14}{'figure':22}{head}  steps")
     for name in args.tasks:
-        folder = args.data / TASKS[name].folder.format(scratch=scratch.resolve())
-        if args.rows and TASKS[name].config.startswith("glue.py"):
-            folder = fewer(folder, scratch / f"first_{args.rows}", args.rows)
+        run = TASKS[name]
+        folder = args.data / run.folder.format(scratch=scratch.resolve())
+        if args.rows and run.config.startswith("glue.py"):
+            folder = fewer(folder, scratch / f"first_{args.rows}", name, args.rows)
+            run = run._replace(epochs=run.epochs * run.rows // args.rows, rows=args.rows)
         if folder.exists():
-            print(line(name, folder, tokenizer, args), flush=True)
+            print(line(name, run, folder, tokenizer, args), flush=True)
 
 
-def line(name: str, folder: pathlib.Path, tokenizer: Tokenizer, args: argparse.Namespace) -> str:
+def line(
+    name: str, run: Run, folder: pathlib.Path, tokenizer: Tokenizer, args: argparse.Namespace
+) -> str:
     """One line of the table."""
-    flags = overrides(TASKS[name], folder, args)
-    config = config_lib.load(f"{ROOT / 'configs' / TASKS[name].config}", flags)
+    flags = overrides(run, folder, args)
+    config = config_lib.load(f"{ROOT / 'configs' / run.config}", flags)
     task = course.read(config, tokenizer)
     split = next(split for split in task.splits if split.score is not None)
     cells = [""] * 2
@@ -147,9 +151,9 @@ def line(name: str, folder: pathlib.Path, tokenizer: Tokenizer, args: argparse.N
         workdir = args.output / name.replace(" ", "_") / start
         if not any((workdir / f"{kind}.json").exists() for kind in ("evaluation", "summary")):
             fresh = ("--fresh",) if start == "random" else ()
-            finetune(name, workdir, args, flags, fresh)
+            finetune(run, workdir, args, [*fresh, *(f"--config.{flag}" for flag in flags)])
         cells.append(reached(workdir, split.name))
-    metrics = next((args.output / name.replace(" ", "_") / start).rglob("metrics.jsonl"))
+    metrics = next(workdir.rglob("metrics.jsonl"))
     steps = max(row["step"] for row in telemetry.read_metrics(metrics))
     row = "".join(f"{cell:>{wide}}" for cell, wide in zip(cells, WIDTHS, strict=True))
     return f"{name:14}{task.best_by:22}{row}  {steps}"
@@ -169,14 +173,11 @@ def reached(workdir: pathlib.Path, split: str) -> str:
 def overrides(run: Run, folder: pathlib.Path, args: argparse.Namespace) -> list[str]:
     """What a laptop's run sets."""
     rates = args.learning_rate
-    epochs, rows = run.epochs, run.rows
-    if args.rows and run.config.startswith("glue.py"):
-        epochs, rows = epochs * rows // args.rows, args.rows
-    steps = epochs * -(-rows // 32)
+    steps = run.epochs * -(-run.rows // 32)
     return [
         f"data.path={folder}",
         f"data.max_seq_length={run.length}",
-        f"train.epochs={epochs}",
+        f"train.epochs={run.epochs}",
         "train.global_batch_size=32",
         f"optimizer.learning_rate={rates[0]}",
         f"sweep.learning_rate={','.join(map(str, rates)) if len(rates) > 1 else ''}",
@@ -192,26 +193,19 @@ def overrides(run: Run, folder: pathlib.Path, args: argparse.Namespace) -> list[
     ]
 
 
-def finetune(
-    name: str,
-    workdir: pathlib.Path,
-    args: argparse.Namespace,
-    flags: list[str],
-    fresh: tuple[str, ...],
-) -> None:
+def finetune(run: Run, workdir: pathlib.Path, args: argparse.Namespace, flags: list[str]) -> None:
     """Runs the command, or goes on with it; its output goes to a file beside the run."""
     command = [
         *(sys.executable, "-m", "albert_jax.finetune"),
         *(f"--init={args.init}", f"--workdir={workdir}", f"--seeds={args.seeds}"),
-        f"--config={ROOT / 'configs' / TASKS[name].config}",
-        *(f"--config.{flag}" for flag in flags),
-        *fresh,
+        f"--config={ROOT / 'configs' / run.config}",
+        *flags,
     ]
     workdir.parent.mkdir(parents=True, exist_ok=True)
     log = workdir.with_suffix(".log")
     with log.open("a") as file:
         if subprocess.run(command, stdout=file, stderr=file).returncode:
-            raise SystemExit(f"{name} failed; see {log}")
+            raise SystemExit(f"{run.config} failed; see {log}")
 
 
 def majority(task: Task, features: Features) -> Outputs | None:
@@ -276,15 +270,14 @@ def resplit_qnli(source: pathlib.Path, target: pathlib.Path) -> None:
             (target / f"{name}.tsv").write_text("\n".join([header, *part, ""]), encoding="utf-8")
 
 
-def fewer(source: pathlib.Path, target: pathlib.Path, rows: int) -> pathlib.Path:
-    """A copy of GLUE's folders with their first training rows alone."""
-    for train in source.glob("*/train.tsv"):
-        folder = target / train.parent.name
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in train.parent.glob("*.tsv"):
+def fewer(source: pathlib.Path, target: pathlib.Path, task: str, rows: int) -> pathlib.Path:
+    """A folder with a copy of one of GLUE's tasks that has the first training rows alone."""
+    for path in source.glob("*/*.tsv"):
+        if path.parent.name.lower() == task:
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = lines[: rows + 1] if path == train else lines  # the first is the header
-            (folder / path.name).write_text("".join(kept), encoding="utf-8")
+            kept = lines[: rows + 1] if path.name == "train.tsv" else lines  # with the header
+            (target / path.parent.name).mkdir(parents=True, exist_ok=True)
+            (target / path.parent.name / path.name).write_text("".join(kept), encoding="utf-8")
     return target
 
 

@@ -258,6 +258,25 @@ def test_leaving_early_leaves_no_threads(builder: examples.ExampleBuilder):
     assert threads_when_settled() == idle
 
 
+def test_leaving_early_does_not_finish_what_is_in_work(builder: examples.ExampleBuilder):
+    made = []
+
+    class Counting:
+        examples_per_epoch = builder.examples_per_epoch
+
+        def rows(self, examples_B: np.ndarray, /) -> dict[str, np.ndarray]:
+            time.sleep(0.002)
+            made.append(len(examples_B))
+            return builder.rows(examples_B)
+
+    batches = training_batches(Counting(), 0, 10**9, 4, [(0, 4)])
+    next(batches)
+    first_call = len(made)
+    assert first_call > 100
+    batches.close()
+    assert len(made) < 1.5 * first_call
+
+
 def threads_when_settled() -> int:
     tasks = pathlib.Path("/proc/self/task")
     counts = [-1, -2]
