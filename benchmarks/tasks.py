@@ -6,7 +6,10 @@ scikit-learn's TF-IDF over the pieces of each segment and the pairs of neighbour
 logistic regression (a ridge regression for numbers; the bare cosine for retrieval), on the very
 pieces that the encoder reads. Both are scored by the task's own figures.
 
-  python benchmarks/tasks.py --init=runs/mine --data=DATA --output=runs/tasks
+Without --init, the encoder is one that is pretrained first, on the novels, in OUTPUT/encoder. All
+of it goes on where it was stopped, by the same command.
+
+  python benchmarks/tasks.py --data=DATA --output=runs/tasks
   python benchmarks/tasks.py --init=runs/mine --data=DATA --output=runs/tasks --tasks sst-2 mrpc
   python benchmarks/tasks.py --init=runs/mine --data=DATA --output=runs/grid --tasks sst-2 qnli \
       --rows=300 --learning_rate 1e-4 5e-4 --seeds=3
@@ -24,7 +27,7 @@ import json
 import pathlib
 import subprocess
 import sys
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -42,6 +45,24 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 HEADS_OF_TEXTS = ("sequence_classification", "embedding")  # which a bag of pieces can do
 COLUMNS, WIDTHS = ("majority", "bag", "random", "pretrained"), (10, 10, 18, 18)
 QNLI_TRAIN = 4463  # of its 5,463 validation rows
+ENCODER = (  # over an hour on two cores
+    "model.hidden_size=192",
+    "model.embedding_size=192",
+    "model.num_hidden_groups=2",
+    "model.num_attention_heads=3",
+    "model.intermediate_size=768",
+    "model.max_position_embeddings=128",
+    "model.sentence_objective=nsp",
+    "data.max_seq_length=128",
+    "data.max_predictions_per_seq=39",
+    "data.masked_lm_prob=0.3",
+    "data.ngram=1",
+    "data.schedule=0:64:64,10500:128:32",
+    "train.steps=12000",
+    "optimizer.learning_rate=1.5e-3",
+    "eval.every_steps=2000",
+    "checkpoint.every_steps=500",
+)
 
 
 class Run(NamedTuple):
@@ -104,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--init", required=True, type=pathlib.Path, metavar="MODEL")
+    parser.add_argument("--init", type=pathlib.Path, metavar="MODEL")
     parser.add_argument("--data", required=True, type=pathlib.Path, metavar="DATA")
     parser.add_argument("--output", required=True, type=pathlib.Path, help="folder of the runs")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, metavar="TASK")
@@ -117,6 +138,7 @@ def main() -> None:
     scratch.mkdir(parents=True, exist_ok=True)
     resplit_qnli(args.data / "glue" / "QNLI" / "dev.tsv", scratch / "QNLI")
     authors(args.data / "corpus" / "en_novels", scratch)
+    args.init = args.init or pretrained(args.data / "corpus" / "en_novels", args.output / "encoder")
     model = models.read(args.init)
     tokenizer = models.read_tokenizer(args.init, model)
     if tokenizer is None:
@@ -131,6 +153,24 @@ def main() -> None:
             run = run._replace(epochs=run.epochs * run.rows // args.rows, rows=args.rows)
         if folder.exists():
             print(line(name, run, folder, tokenizer, args), flush=True)
+
+
+def pretrained(novels: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """The run of an encoder that has read the novels; made first, or finished."""
+    store, run = folder / "store", folder / "run"
+    if not store.exists():
+        made_of = (f"--input={novels}/*.txt", "--document=file", "--vocab_size=8000")
+        command("prepare", *made_of, "--train_tokenizer", f"--output={store}", "--resume")
+    flags = [f"--config.{flag}" for flag in (f"data.path={store}", *ENCODER)]
+    command("train", f"--config={ROOT / 'configs' / 'tiny.py'}", f"--workdir={run}", *flags)
+    return run
+
+
+def command(name: str, *flags: str, log: IO[str] | None = None) -> None:
+    """Runs a command of this project, its output to `log` or the terminal; ends where it fails."""
+    arguments = [sys.executable, "-m", f"albert_jax.{name}", *flags]
+    if subprocess.run(arguments, stdout=log, stderr=log).returncode:
+        raise SystemExit(f"albert_jax.{name} failed; see {log.name if log else 'above'}")
 
 
 def line(
@@ -195,17 +235,10 @@ def overrides(run: Run, folder: pathlib.Path, args: argparse.Namespace) -> list[
 
 def finetune(run: Run, workdir: pathlib.Path, args: argparse.Namespace, flags: list[str]) -> None:
     """Runs the command, or goes on with it; its output goes to a file beside the run."""
-    command = [
-        *(sys.executable, "-m", "albert_jax.finetune"),
-        *(f"--init={args.init}", f"--workdir={workdir}", f"--seeds={args.seeds}"),
-        f"--config={ROOT / 'configs' / run.config}",
-        *flags,
-    ]
+    common = (f"--init={args.init}", f"--workdir={workdir}", f"--seeds={args.seeds}")
     workdir.parent.mkdir(parents=True, exist_ok=True)
-    log = workdir.with_suffix(".log")
-    with log.open("a") as file:
-        if subprocess.run(command, stdout=file, stderr=file).returncode:
-            raise SystemExit(f"{run.config} failed; see {log}")
+    with workdir.with_suffix(".log").open("a") as log:
+        command("finetune", *common, f"--config={ROOT / 'configs' / run.config}", *flags, log=log)
 
 
 def majority(task: Task, features: Features) -> Outputs | None:
