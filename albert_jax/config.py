@@ -512,6 +512,14 @@ class Config:
         train = dataclasses.replace(self.train, global_batch_size=stage.global_batch_size)
         return dataclasses.replace(self, data=data, train=train)
 
+    def with_seeds(self, train: int, data: int) -> "Config":
+        """The config of a run that differs in its seeds alone."""
+        return dataclasses.replace(
+            self,
+            train=dataclasses.replace(self.train, seed=train),
+            data=dataclasses.replace(self.data, seed=data),
+        )
+
     def to_json(self) -> str:
         """The config.json of a workdir: sections and fields in order, two spaces deep."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

@@ -66,16 +66,18 @@ def main() -> None:
     run = program.build(cfg, sharding.make_mesh(cfg, jax.devices()[:1]))
     rows = course_lib.Course(run, task, start.tokenizer).builder(run.config.stages[0])
     state: Any = initial.started(run.init(), start.model, slots=False)
+    frozen = run.frozen()
 
     compile_seconds, seen = 0.0, set()
     for number in range(rows.examples_per_epoch // BATCH):
         batch = ours(rows, number, run)
         if (shape := batch["input_ids"].shape) not in seen:
             began = time.perf_counter()
-            run.train_step.lower(state, batch).compile()
+            run.train_step.lower(state, batch, *frozen).compile()
             compile_seconds += time.perf_counter() - began
             seen.add(shape)
-            state = jax.block_until_ready(run.train_step(state, batch))  # and once more, as jit
+            state = run.train_step(state, batch, *frozen)  # compiled once more, as jit does
+            jax.block_until_ready(state)
     lengths = sorted(shape[1] for shape in seen)
     print(f"lengths {lengths}: compiled in {compile_seconds:.1f} s, once each")
 
@@ -93,7 +95,7 @@ def main() -> None:
         steps = range(turn * part, (turn + 1) * part)
         began = time.perf_counter()
         for number in steps:
-            state = run.train_step(state, ours(rows, number, run))
+            state = run.train_step(state, ours(rows, number, run), *frozen)
         jax.block_until_ready(state)
         rates["albert_jax"].append(part * BATCH / (time.perf_counter() - began))
         pipe.send(steps)

@@ -126,12 +126,13 @@ def make_batch(cfg: Config) -> dict[str, np.ndarray]:
 def jax_step(cfg: Config, batch: dict[str, np.ndarray]) -> Callable[[], float]:
     """One step of ours, waited for."""
     run = program.build(cfg, sharding.make_mesh(cfg, jax.devices()[:1]))
-    state = run.init()
+    state, frozen = run.init(), run.frozen()
 
     def step() -> float:
         nonlocal state
         rows = cfg.train.global_batch_size
-        state = run.train_step(state, sharding.to_global(batch, run.batch_sharding, rows))
+        on_device = sharding.to_global(batch, run.batch_sharding, rows)
+        state = run.train_step(state, on_device, *frozen)
         return float(state.window["loss"])
 
     return step

@@ -95,11 +95,11 @@ def test_six_lamb_steps_and_a_checkpoint_equal_the_released_code(
     # Clipping is done below, by the reference's own norm.
     unclipped = config.OptimizerConfig(warmup_steps=4, clip_norm=0.0)
     tx = optimizer.optimizer(unclipped, 1000, names)
-    recipe = step.Recipe(objectives.Pretraining(model), tx, 0, False, 1, 1)
+    recipe = step.Recipe(objectives.Pretraining(model), tx, False, 1, 1)
 
     @jax.jit
     def update(params, opt_state, batch):
-        grads, metrics = step.gradients(params, jnp.int32(0), batch, 0, recipe)
+        grads, metrics = step.gradients(params, jnp.int32(0), 0, batch, 0, recipe)
         norm = norm_with_sparse_token_types(params, batch, cfg)
         clipped = jax.tree.map(lambda g: g / jnp.maximum(norm, 1.0), grads)
         updates, opt_state = tx.update(clipped, opt_state, params)
@@ -148,8 +148,8 @@ def norm_with_sparse_token_types(
     wide = pretraining.PretrainingModel(dataclasses.replace(cfg, type_vocab_size=types.size))
     wide_params = {**params, "embeddings": {**params["embeddings"], "token_type_embeddings": rows}}
     wide_batch = {**batch, "token_type_ids": jnp.arange(types.size).reshape(types.shape)}
-    recipe = step.Recipe(objectives.Pretraining(wide), None, 0, False, 1, 1)
-    grads, _ = step.gradients(wide_params, jnp.int32(0), wide_batch, 0, recipe)
+    recipe = step.Recipe(objectives.Pretraining(wide), None, False, 1, 1)
+    grads, _ = step.gradients(wide_params, jnp.int32(0), 0, wide_batch, 0, recipe)
     return optax.tree.norm(grads)
 
 
@@ -166,8 +166,8 @@ def test_accumulated_gradients_equal_the_whole_batchs(folder: pathlib.Path):
     rows = batch["input_ids"].shape[0]
 
     def gradients(microbatches: int):
-        recipe = step.Recipe(objective, None, 7, True, microbatches, 1)
-        return jax.jit(lambda: step.gradients(params, jnp.int32(3), batch, 0, recipe))()
+        recipe = step.Recipe(objective, None, True, microbatches, 1)
+        return jax.jit(lambda: step.gradients(params, jnp.int32(3), 7, batch, 0, recipe))()
 
     whole, whole_metrics = gradients(1)
     for microbatches in (rows, 2):
@@ -178,6 +178,6 @@ def test_accumulated_gradients_equal_the_whole_batchs(folder: pathlib.Path):
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), parts, whole
         )
     without = step.gradients(
-        params, jnp.int32(3), batch, 0, step.Recipe(objective, None, 7, False, 1, 1)
+        params, jnp.int32(3), 7, batch, 0, step.Recipe(objective, None, False, 1, 1)
     )[1]
     assert abs(float(without["loss"] - whole_metrics["loss"])) > 1e-3  # there was dropout at all

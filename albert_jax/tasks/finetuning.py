@@ -157,14 +157,10 @@ def variants(config: Config, seeds: int) -> Iterator[tuple[str, Config]]:
         if "epochs" in asked:
             train = dataclasses.replace(train, epochs=asked["epochs"])
         name = ",".join(f"{field}={value:g}" for field, value in asked.items())
+        chosen_config = dataclasses.replace(config, train=train, optimizer=optimizer)
         for seed in range(seeds):
-            seeded = dataclasses.replace(
-                config,
-                train=dataclasses.replace(train, seed=config.train.seed + seed),
-                data=dataclasses.replace(config.data, seed=config.data.seed + seed),
-                optimizer=optimizer,
-            )
             folders = [name, f"seed_{seed}" if seeds > 1 else ""]
+            seeded = chosen_config.with_seeds(train.seed + seed, config.data.seed + seed)
             yield "/".join(filter(None, folders)), seeded
 
 

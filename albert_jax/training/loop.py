@@ -166,7 +166,7 @@ class _Loop:
         self._profile = profile if processes.leader else None
         self._tracing, self._start, self._course = False, start, course
         self._drawn_at = -math.inf
-        self._frozen = (run.teacher.params(),) if run.teacher else ()
+        self._frozen = run.frozen()
         self._stages = run.config.stages
         self._parts = [
             pipeline.Stage(

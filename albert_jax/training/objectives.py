@@ -50,7 +50,7 @@ class Objective(Protocol):
         """The mesh axes over which the batch is shared out; none on a single device."""
         ...
 
-    def init_params(self, seed: int) -> Any:
+    def init_params(self, seed: jax.Array | int) -> Any:
         """Fresh parameters, boxed with their logical axis names."""
         ...
 
@@ -99,7 +99,7 @@ class Pretraining:
         """See `Objective`."""
         return MASKED_LM_METRICS + (TEACHER_METRICS if self.teacher else ())
 
-    def init_params(self, seed: int) -> Any:
+    def init_params(self, seed: jax.Array | int) -> Any:
         """See `Objective`."""
         ids = jnp.zeros((1, 8), jnp.int32)
         return self.model.init(jax.random.key(seed), ids, ids, ids, ids[:, :1])["params"]
@@ -181,7 +181,7 @@ class Finetuning:
         """See `Objective`."""
         return ("accuracy",)
 
-    def init_params(self, seed: int) -> Any:
+    def init_params(self, seed: jax.Array | int) -> Any:
         """See `Objective`."""
         choices = (1, 1, 8) if _has_choices(self.model.head) else (1, 8)
         ids = jnp.zeros(choices, jnp.int32)

@@ -35,10 +35,10 @@ class Program:
         attention: the implementation that the steps use.
         batch_sharding: how batches lie on the mesh.
         abstract_state: shapes, dtypes and shardings of the state.
-        init: () -> state at step 0, born sharded.
+        init_from: (seed) -> state at step 0, born sharded.
         train_step: (state, batch, *frozen) -> state; the old state's memory is used again.
         eval_step: (params, batch) -> what the objective's `outputs` says.
-        teacher: whose parameters are what is `frozen`; None where nothing is.
+        teacher: whose parameters are frozen; None where nobody teaches.
     """
 
     config: Config
@@ -48,15 +48,32 @@ class Program:
     attention: str
     batch_sharding: NamedSharding
     abstract_state: step.TrainState
-    init: Callable[[], step.TrainState]
+    init_from: Callable[[jax.Array], step.TrainState]
     train_step: Callable[..., step.TrainState]
     eval_step: Callable[[Any, objectives.Batch], Any]
     teacher: distillation.Teacher | None
 
+    def init(self) -> step.TrainState:
+        """The state at step 0."""
+        return self.init_from(self._seed())
+
+    def frozen(self) -> tuple[Any, ...]:
+        """What `train_step` takes after state and batch, and no step changes: the seed, so that
+        programs of other seeds need not be compiled, and what a teacher has learnt.
+        """
+        return (self._seed(), *([self.teacher.params()] if self.teacher else []))
+
     @property
     def abstract_frozen(self) -> tuple[Any, ...]:
-        """What the training step takes after state and batch, and no step changes."""
-        return (self.teacher.abstract_params,) if self.teacher else ()
+        """Shapes, dtypes and shardings of what is frozen."""
+        seed = jax.ShapeDtypeStruct((), np.int32, sharding=sharding.replicated(self.mesh))
+        return (seed, *([self.teacher.abstract_params] if self.teacher else []))
+
+    def _seed(self) -> jax.Array:
+        seed = np.asarray(self.config.train.seed, np.int32)
+        return jax.make_array_from_callback(
+            (), sharding.replicated(self.mesh), lambda index: seed[index]
+        )
 
     def evaluated(self, params: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Any]:
         """What `eval_step` says of each batch, on the host; batches are this process's rows."""
@@ -99,7 +116,15 @@ class Program:
 
 
 def build(config: Config, mesh: Mesh) -> Program:
-    """The program of a config whose vocabulary size is known; nothing is computed yet."""
+    """The program of a config whose vocabulary size is known; nothing is computed yet.
+
+    One that differs from the last in its seeds alone shares what that has compiled.
+    """
+    return dataclasses.replace(_of_any_seed(config.with_seeds(0, 0), mesh), config=config)
+
+
+@functools.lru_cache(maxsize=2)  # as given, and with what it left open
+def _of_any_seed(config: Config, mesh: Mesh) -> Program:
     tensor_shards = mesh.shape[layers.TENSOR_AXIS]
     platform = mesh.devices.flat[0].platform
     implementation = attention.choose(
@@ -115,7 +140,7 @@ def build(config: Config, mesh: Mesh) -> Program:
     model = _model(config, implementation, _unroll(config.model, platform), tensor_shards)
     objective = _objective(config, model, teacher)
     whole_objective = _objective(config, whole_model, None)
-    boxed = jax.eval_shape(lambda: whole_objective.init_params(config.train.seed))
+    boxed = jax.eval_shape(lambda: whole_objective.init_params(0))
     names = sharding.axis_names(boxed)
     tx = optimizer.optimizer(config.optimizer, config.train.steps, names, config.model)
     weights = None
@@ -124,7 +149,6 @@ def build(config: Config, mesh: Mesh) -> Program:
     recipe = step.Recipe(
         objective=objective,
         optimizer=tx,
-        seed=config.train.seed,
         dropout=_has_dropout(config),
         microbatches=sharding.microbatches(config, mesh),
         log_every_steps=config.log.every_steps,
@@ -136,11 +160,11 @@ def build(config: Config, mesh: Mesh) -> Program:
             "passages of its whole batch, which cannot be handled in parts; set it to 0."
         )
 
-    def init() -> step.TrainState:
-        params = meta.unbox(whole_objective.init_params(config.train.seed))
+    def init_from(seed: jax.Array) -> step.TrainState:
+        params = meta.unbox(whole_objective.init_params(seed))
         return step.init_state(params, recipe)
 
-    shapes = jax.eval_shape(init)
+    shapes = jax.eval_shape(init_from, jax.ShapeDtypeStruct((), np.int32))
     specs = jax.tree.map(
         lambda leaf, names: sharding.param_spec(mesh, names, leaf.shape), shapes.params, names
     )
@@ -158,12 +182,12 @@ def build(config: Config, mesh: Mesh) -> Program:
         )
 
     def device_gradients(
-        params: Any, number: jax.Array, batch: objectives.Batch, *frozen: Any
+        params: Any, number: jax.Array, batch: objectives.Batch, seed: jax.Array, *taught_by: Any
     ) -> tuple[Any, dict[str, jax.Array]]:
         first_row = sharding.first_row(mesh, config.train.global_batch_size)
-        teaching = teacher.gathered(*frozen) if teacher else None
+        teaching = teacher.gathered(*taught_by) if teacher else None
         grads, metrics = step.gradients(
-            gathered(params), number, batch, first_row, recipe, teaching
+            gathered(params), number, seed, batch, first_row, recipe, teaching
         )
         return jax.tree.map(sharding.reduced, grads, specs), metrics
 
@@ -174,7 +198,13 @@ def build(config: Config, mesh: Mesh) -> Program:
     on_devices = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
     gradients = on_devices(
         device_gradients,
-        in_specs=(specs, everywhere, batch_sharding.spec, *([teacher.specs] if teacher else [])),
+        in_specs=(
+            specs,
+            everywhere,
+            batch_sharding.spec,
+            everywhere,
+            *([teacher.specs] if teacher else []),
+        ),
         out_specs=(specs, everywhere),
     )
     eval_step = on_devices(device_eval, in_specs=(specs, batch_sharding.spec), out_specs=everywhere)
@@ -184,7 +214,7 @@ def build(config: Config, mesh: Mesh) -> Program:
     ) -> step.TrainState:
         return step.train_step(state, batch, recipe, lambda *given: gradients(*given, *frozen))
 
-    frozen_shardings = (
+    teacher_shardings = (
         [jax.tree.map(lambda leaf: leaf.sharding, teacher.abstract_params)] if teacher else []
     )
     return Program(
@@ -199,10 +229,15 @@ def build(config: Config, mesh: Mesh) -> Program:
             shapes,
             state_shardings,
         ),
-        init=jax.jit(init, out_shardings=state_shardings),
+        init_from=jax.jit(init_from, out_shardings=state_shardings),
         train_step=jax.jit(
             train_step,
-            in_shardings=(state_shardings, batch_sharding, *frozen_shardings),
+            in_shardings=(
+                state_shardings,
+                batch_sharding,
+                sharding.replicated(mesh),
+                *teacher_shardings,
+            ),
             out_shardings=state_shardings,
             donate_argnums=0,
         ),

@@ -49,7 +49,6 @@ class Recipe:
     Attributes:
         objective: what is learnt.
         optimizer: gradients to updates.
-        seed: of the dropout.
         dropout: whether there is any.
         microbatches: how many parts a device's rows are handled in, one after the other.
         log_every_steps: after so many steps the window starts anew.
@@ -58,7 +57,6 @@ class Recipe:
 
     objective: Objective
     optimizer: optax.GradientTransformation
-    seed: int
     dropout: bool
     microbatches: int
     log_every_steps: int
@@ -119,6 +117,7 @@ def train_step(
 def gradients(
     params: Any,
     step: jax.Array,
+    seed: jax.Array | int,
     batch: Batch,
     first_row: jax.Array | int,
     recipe: Recipe,
@@ -131,7 +130,7 @@ def gradients(
 
     Args:
         params: whole, float32.
-        step: which step; dropout depends on it.
+        step, seed: which step of which run; dropout depends on them.
         batch: this device's rows.
         first_row: the number of its first row in the whole batch.
         recipe: see there.
@@ -140,7 +139,7 @@ def gradients(
     objective = recipe.objective
     # The denominators are those of the whole batch, so that parts can simply be added.
     counts = jax.lax.psum(objective.counts(batch), objective.batch_axes)
-    keys = jax.random.fold_in(jax.random.key(recipe.seed), step)
+    keys = jax.random.fold_in(jax.random.key(seed), step)
     gradient_weights = recipe.gradient_weights(step) if recipe.gradient_weights else None
 
     def loss(params: Any, batch: Batch, rows: jax.Array) -> tuple[jax.Array, Any]:

@@ -111,7 +111,9 @@ def test_the_program_does_not_grow_with_depth():
             cfg, model=dataclasses.replace(cfg.model, num_hidden_layers=layers)
         )
         run = fitting.program.build(cfg, sharding.make_mesh(cfg, on.devices))
-        traced = run.train_step.trace(run.abstract_state, run.abstract_batch())
+        traced = run.train_step.trace(
+            run.abstract_state, run.abstract_batch(), *run.abstract_frozen
+        )
         return len(traced.lower(lowering_platforms=("tpu",)).as_text().splitlines())
 
     assert lines(48) == lines(12)

@@ -81,7 +81,7 @@ def losses(cfg: config.Config, devices: int) -> np.ndarray:
             name: array.shape for name, array in run.abstract_batch().items()
         }
         batch = sharding.to_global(made, run.batch_sharding, ROWS)
-        state = run.train_step(state, batch)
+        state = run.train_step(state, batch, *run.frozen())
         result.append(float(state.window["loss"]))
     return np.asarray(result)
 

@@ -109,7 +109,8 @@ def our_losses(run: program.Program, start: finetuning.Origin, task: Task) -> np
     state = initial.started(run.init(), start.model, slots=False)
     losses = []
     for batch in batches(run, task, start):
-        state = run.train_step(state, sharding.to_global(batch, run.batch_sharding, BATCH))
+        rows = sharding.to_global(batch, run.batch_sharding, BATCH)
+        state = run.train_step(state, rows, *run.frozen())
         losses.append(float(state.window["loss"]))
     return np.asarray(losses)
 

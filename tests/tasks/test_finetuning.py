@@ -148,6 +148,15 @@ def test_seeds_and_a_grid_make_a_run_each_and_a_summary(place, tmp_path):
         assert name in done.stdout
     assert (tmp_path / "summary.png").read_bytes().startswith(b"\x89PNG")
 
+    # Seeds share what is compiled, and nothing else: a run by itself has the same numbers.
+    alone, series = tmp_path / "alone", tmp_path / "learning_rate=0.0001"
+    small_store.run_here(
+        "finetune",
+        *arguments(place, alone, "--config.train.seed=1", "--config.data.seed=1"),
+        *("--config.optimizer.learning_rate=1e-4", "--config.train.epochs=1"),
+    )
+    assert numbers(alone) == numbers(series / "seed_1") != numbers(series / "seed_0")
+
 
 def test_patience_ends_a_run_that_gets_no_better(place, tmp_path):
     more = ("--config.eval.patience=2", "--config.optimizer.learning_rate=1e-9")

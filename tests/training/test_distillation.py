@@ -114,10 +114,10 @@ def test_loss_and_gradient_are_those_of_the_formula_in_pytorch():
         temperature=3.0, kl_weight=4.0, masked_lm_weight=0.7, cosine_weight=1.3
     )
     recipe = step.Recipe(
-        objectives.Pretraining(models[0], (), models[1], options), None, 0, False, 2, 1
+        objectives.Pretraining(models[0], (), models[1], options), None, False, 2, 1
     )
     grads, metrics = jax.jit(
-        lambda ours, theirs: step.gradients(ours, jnp.int32(0), batch, 0, recipe, theirs)
+        lambda ours, theirs: step.gradients(ours, jnp.int32(0), 0, batch, 0, recipe, theirs)
     )(ours, theirs)
 
     def outputs(params):
@@ -163,10 +163,10 @@ def test_loss_and_gradient_are_those_of_the_formula_in_pytorch():
 
 def windows(cfg: config.Config) -> list[dict[str, float]]:
     run = program.build(cfg, sharding.make_mesh(cfg, jax.devices()))
-    frozen, state, result = run.teacher.params(), run.init(), []
+    frozen, state, result = run.frozen(), run.init(), []
     for number in range(cfg.train.steps):
         batch = sharding.to_global(random_batch(number), run.batch_sharding, ROWS)
-        state = run.train_step(state, batch, frozen)
+        state = run.train_step(state, batch, *frozen)
         result.append({name: float(value) for name, value in state.window.items()})
     return result
 

@@ -68,8 +68,26 @@ def fitted(mesh):
 def test_without_known_memory_auto_is_dots_and_the_whole_share(fitted):
     config = fitted.run.config
     assert (config.model.remat, config.train.microbatch_size) == ("dots", 0)
-    state = fitted.compiled(fitted.run.init(), zeros(fitted.run))
+    state = fitted.compiled(fitted.run.init(), zeros(fitted.run), *fitted.run.frozen())
     assert int(state.step) == 1
+
+
+def test_another_seed_has_other_numbers_and_compiles_nothing(mesh):
+    another = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, steps=7))
+    compilations = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compilations.append(event) if "backend_compile" in event else None
+    )
+    embeddings, counts = [], []
+    for seed in (1, 2):
+        fitted = fitting.fit(another.with_seeds(seed, seed), mesh, None)
+        run = fitted.run
+        state = fitted.compiled(run.init(), zeros(run), *run.frozen())
+        jax.block_until_ready(state)
+        counts.append(len(compilations))
+        embeddings.append(np.asarray(state.params["embeddings"]["word_embeddings"]))
+    assert counts[0] == counts[1] > 0
+    assert not np.allclose(*embeddings)
 
 
 def test_state_and_batch_of_one_device_are_the_programs_arguments(fitted):

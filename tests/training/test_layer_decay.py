@@ -35,7 +35,7 @@ def recipe(model: config.ModelConfig, decay: config.OptimizerConfig) -> step.Rec
         weights = optimizer.gradient_weights(decay, STEPS, model)
     objective = objectives.Pretraining(pretraining.PretrainingModel(model))
     none: Any = None
-    return step.Recipe(objective, none, 0, False, 1, 1, weights)
+    return step.Recipe(objective, none, False, 1, 1, weights)
 
 
 def batch() -> dict[str, jax.Array]:
@@ -64,7 +64,7 @@ def unshared(params: Any) -> Any:
 
 def gradients(model: config.ModelConfig, params: Any, decay: config.OptimizerConfig, number: int):
     made = recipe(model, decay)
-    return jax.jit(lambda p: step.gradients(p, jnp.int32(number), batch(), 0, made))(params)[0]
+    return jax.jit(lambda p: step.gradients(p, jnp.int32(number), 0, batch(), 0, made))(params)[0]
 
 
 @pytest.mark.parametrize("end", ["top", "bottom"])
@@ -141,6 +141,7 @@ def test_a_run_with_decay_goes_through_the_program_and_keeps_its_count():
     run = program.build(cfg, sharding.make_mesh(cfg, jax.devices()[:1]))
     state, losses = run.init(), []
     for _ in range(STEPS):
-        state = run.train_step(state, sharding.to_global(batch(), run.batch_sharding, 5))
+        rows = sharding.to_global(batch(), run.batch_sharding, 5)
+        state = run.train_step(state, rows, *run.frozen())
         losses.append(float(state.window["loss"] / state.window_steps))
     assert losses[-1] < 0.85 * losses[0]

@@ -183,11 +183,11 @@ def poisoned(store) -> tuple[program.Program, store_lib.Store, int]:
     builder = pretraining.example_builder(cfg, data, "train")
     bad_BL = builder.batch(16 * 32, 17 * 32)["input_ids"]
 
-    def train_step(state, batch):
+    def train_step(state, batch, seed):
         weights_BP = jnp.where(
             jnp.all(batch["input_ids"] == bad_BL), jnp.nan, batch["masked_lm_weights"]
         )
-        return run.train_step(state, {**batch, "masked_lm_weights": weights_BP})
+        return run.train_step(state, {**batch, "masked_lm_weights": weights_BP}, seed)
 
     return dataclasses.replace(run, train_step=jax.jit(train_step, donate_argnums=0)), data, 16
 

@@ -67,8 +67,8 @@ def test_losses_and_gradients_are_those_of_the_pairs_alone():
     params = params_of(objective)
 
     def found(batch: dict, microbatches: int = 1) -> tuple[dict, dict]:
-        recipe = step.Recipe(objective, None, 0, False, microbatches, 1)  # pyright: ignore
-        gradients = jax.jit(lambda batch: step.gradients(params, jnp.int32(0), batch, 0, recipe))
+        recipe = step.Recipe(objective, None, False, microbatches, 1)  # pyright: ignore
+        gradients = jax.jit(lambda batch: step.gradients(params, jnp.int32(0), 0, batch, 0, recipe))
         return gradients(batch)
 
     grads, metrics = found(packed)
