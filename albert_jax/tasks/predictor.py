@@ -29,7 +29,7 @@ from albert_jax.data.tokenizer import Tokenizer
 from albert_jax.errors import UserError
 from albert_jax.interop import initial, models
 from albert_jax.model import finetuning
-from albert_jax.tasks import batches, course, explanation, fill_mask, ner, squad
+from albert_jax.tasks import answering, batches, course, explanation, fill_mask, ner
 from albert_jax.tasks import task as task_lib
 from albert_jax.tasks.task import Features, Outputs
 from albert_jax.training import program, run_folder, sharding
@@ -108,7 +108,7 @@ class Predictor:
         options = self._config.task
         self._needs(("question_answering", "question_answering_conditional"), "answer")
         shown = [
-            squad.windows(
+            answering.windows(
                 self.tokenizer,
                 question,
                 context,
@@ -119,12 +119,14 @@ class Predictor:
             for question, context in zip(questions, contexts, strict=True)
         ]
         flat = [window for windows in shown for window in windows]
-        features = squad.windows_features(flat)
+        features = answering.windows_features(flat)
         outputs, first, answers = self._run(self.head, features), 0, []
         for question, context, windows in zip(questions, contexts, shown, strict=True):
             mine = {name: rows[first : first + len(windows)] for name, rows in outputs.items()}
             first += len(windows)
-            ranked = squad.best_answers(windows, mine, context, options, options.can_be_impossible)
+            ranked = answering.best_answers(
+                windows, mine, context, options, options.can_be_impossible
+            )
             named = []
             for one in ranked:
                 start = context.index(one.text, one.start)  # behind white space

@@ -17,7 +17,7 @@ import pytest
 from albert_jax import config as config_lib
 from albert_jax.data import tokenizer as tokenizer_lib
 from albert_jax.errors import UserError
-from albert_jax.tasks import squad
+from albert_jax.tasks import answering, squad
 from albert_jax.tasks import task as task_lib
 
 KINDS = ("albert", "albert-huggingface", "bert", "bert-cased", "roberta")
@@ -190,7 +190,7 @@ def question_files(shared_data, names=OFFICIAL):
 
 def back(spans, answer, start, context):
     """An answer's text, there and back again."""
-    first, last = squad.answer_pieces(spans, start, start + len(answer))
+    first, last = answering.answer_pieces(spans, start, start + len(answer))
     return context[spans[first][0] : spans[last][1]]
 
 
@@ -255,7 +255,7 @@ def test_windows_hold_every_piece_and_one_is_best(kind, spoken):
         context = " ".join(rng.choices(words, k=rng.randint(0, 90)))
         question = " ".join(rng.choices(words, k=rng.randint(0, 12)))
         longest, stride, query = rng.randint(16, 60), rng.randint(1, 40), rng.randint(1, 11)
-        shown = squad.windows(ours, question, context, longest, query, stride)
+        shown = answering.windows(ours, question, context, longest, query, stride)
         ids, spans = ours.encode_with_spans(context)
         asked = ours.encode(question)[:query]
         best_of = collections.Counter()
@@ -285,7 +285,7 @@ def test_windows_hold_every_piece_and_one_is_best(kind, spoken):
         several += len(shown) > 2
     assert several > 50
     with pytest.raises(UserError, match=r"data\.max_seq_length=9 leaves no room"):
-        squad.windows(ours, "the the the the the the the", "the river", 9, 64, 128)
+        answering.windows(ours, "the the the the the the the", "the river", 9, 64, 128)
 
 
 def enumerated(shown, logits, context, longest):
@@ -310,7 +310,7 @@ def test_decoding_finds_what_an_enumeration_finds(spoken):
     for trial in range(60):
         # No word twice, so no text twice.
         context = " ".join(rng.sample(words, rng.randint(1, 40)))
-        shown = squad.windows(ours, "which one", context, rng.randint(30, 60), 64, 11)
+        shown = answering.windows(ours, "which one", context, rng.randint(30, 60), 64, 11)
         options = config_lib.TaskConfig(
             max_answer_length=rng.randint(1, 9), n_best=rng.randint(1, 8), null_score_threshold=2.0
         )
@@ -319,19 +319,19 @@ def test_decoding_finds_what_an_enumeration_finds(spoken):
         every = enumerated(shown, logits, context, options.max_answer_length)
         wanted = every[: options.n_best]
         total = sum(math.exp(score) for score, *_ in wanted)
-        answers = squad.best_answers(shown, outputs, context, options)
+        answers = answering.best_answers(shown, outputs, context, options)
         assert [(a.start, a.end) for a in answers] == [(b, e) for _, b, e in wanted], trial
         for answer, (score, begin, end) in zip(answers, wanted, strict=True):
             assert answer.text == context[begin:end]
             assert answer.probability == pytest.approx(math.exp(score) / total, abs=1e-9)
         # With no answer among them.
         null = min(float(row[0, 0]) + float(row[0, 1]) for row in logits)
-        answers = squad.best_answers(shown, outputs, context, options, can_be_impossible=True)
+        answers = answering.best_answers(shown, outputs, context, options, can_be_impossible=True)
         assert sum(answer.probability for answer in answers) == pytest.approx(1, abs=1e-9)
         none = next(answer for answer in answers if not answer.text)
         total += math.exp(null)
         assert none.probability == pytest.approx(math.exp(null) / total, abs=1e-9)
-        decoded = squad.decode(shown, outputs, context, options, can_be_impossible=True)
+        decoded = answering.decode(shown, outputs, context, options, can_be_impossible=True)
         assert decoded.null_odds == pytest.approx(null - wanted[0][0], abs=1e-5)
         assert (answers[0].text == "") == (null - wanted[0][0] > 2.0)
         nulls += answers[0].text == ""
@@ -342,7 +342,7 @@ def test_decoding_finds_what_an_enumeration_finds(spoken):
 def test_conditional_head_answers_with_its_proposals(seed, spoken):
     ours = spoken["albert"]
     context = "one two three four five six seven eight nine ten"
-    shown = squad.windows(ours, "x", context, 8, 64, 2)
+    shown = answering.windows(ours, "x", context, 8, 64, 2)
     assert len(shown) > 2
     options = config_lib.TaskConfig(answer_head="conditional", max_answer_length=3, n_best=20)
     rng = np.random.default_rng(seed)
@@ -363,13 +363,15 @@ def test_conditional_head_answers_with_its_proposals(seed, spoken):
                     wanted.append((score, window.spans[start][0], window.spans[end][1]))
     wanted.sort(reverse=True)
     assert len(wanted) > 1
-    decoded = squad.decode(shown, outputs, context, options, can_be_impossible=True)
+    decoded = answering.decode(shown, outputs, context, options, can_be_impossible=True)
     assert [(a.start, a.end) for a in decoded.answers] == [(b, e) for _, b, e in wanted]
     assert decoded.null_odds == 3 - (len(shown) - 1)
     assert decoded.no_answer == pytest.approx(1 / (1 + math.exp(-decoded.null_odds)))
     # A head with nothing allowed left gives its padding.
     outputs = {name: [np.zeros_like(v) for v in values] for name, values in outputs.items()}
-    assert squad.best_answers(shown, outputs, context, options) == [squad.Answer("", 1.0, 0, 0)]
+    assert answering.best_answers(shown, outputs, context, options) == [
+        answering.Answer("", 1.0, 0, 0)
+    ]
 
 
 def settings(longest=160, stride=64, **task):
@@ -393,7 +395,7 @@ def perfect(ours, cfg, questions):
     """
     rows, texts, reached = [], [], []
     for question in questions:
-        shown = squad.windows(
+        shown = answering.windows(
             ours, question.question, question.context, cfg.data.max_seq_length,
             cfg.task.max_query_length, cfg.task.doc_stride,
         )  # fmt: skip
@@ -403,7 +405,7 @@ def perfect(ours, cfg, questions):
         pieces = (-1, -1)
         if not question.impossible:
             text, start = question.answers[0]
-            pieces = squad.answer_pieces(spans, start, start + len(text))
+            pieces = answering.answer_pieces(spans, start, start + len(text))
             texts[-1] = back(spans, text, start, question.context)
         for window in shown:
             logits = np.zeros((len(window.ids), 2), np.float32)
@@ -680,7 +682,7 @@ def test_training_rows_point_at_the_answer(kind, remembering, shared_data, tmp_p
         questions = squad.read(tmp_path / f"train-{version}.json", task_lib.Problems())
         row = pointed = without = 0
         for question in questions:
-            shown = squad.windows(ours, question.question, question.context, 160, 64, 64)
+            shown = answering.windows(ours, question.question, question.context, 160, 64, 64)
             found = set()
             for window in shown:
                 assert train.sequence(row).tolist() == window.ids
