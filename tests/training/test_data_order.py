@@ -115,8 +115,8 @@ def test_a_curriculum_is_what_it_says_and_goes_on_over_its_boundaries(store, tmp
         builder = pretraining.example_builder(of_stage.config, data, "train")
         for _ in steps:
             batch = builder.rows(np.arange(begin, begin + size))
-            rows = sharding.to_global(batch, of_stage.batch_sharding, size)
-            state = of_stage.train_step(state, rows, *of_stage.frozen())
+            on_device = sharding.to_global(batch, of_stage.batch_sharding, size)
+            state = of_stage.train_step(state, on_device, *of_stage.frozen())
             losses.append(float(state.window["loss"]))
             begin += size
     assert of_training(rows, "loss") == pytest.approx(losses, rel=1e-6)
