@@ -159,6 +159,6 @@ def _made_for(config: Config, mesh: Mesh) -> dict[str, str]:
     }
     for section in ("model", "data", "train", "optimizer", "log"):
         for name, value in dataclasses.asdict(getattr(config, section)).items():
-            if name not in ("path", "store_fingerprint"):
+            if name not in ("path", "store_fingerprint", "seed"):
                 facts[f"{section}.{name}"] = str(value)
     return facts

@@ -75,9 +75,12 @@ def test_without_known_memory_auto_is_dots_and_the_whole_share(fitted):
 def test_another_seed_has_other_numbers_and_compiles_nothing(mesh):
     another = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, steps=7))
     compilations = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, *_, **__: compilations.append(event) if "backend_compile" in event else None
-    )
+
+    def count(event: str, *_, **__) -> None:
+        if "backend_compile" in event:
+            compilations.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
     embeddings, counts = [], []
     for seed in (1, 2):
         fitted = fitting.fit(another.with_seeds(seed, seed), mesh, None)
@@ -86,6 +89,7 @@ def test_another_seed_has_other_numbers_and_compiles_nothing(mesh):
         jax.block_until_ready(state)
         counts.append(len(compilations))
         embeddings.append(np.asarray(state.params["embeddings"]["word_embeddings"]))
+    jax.monitoring.unregister_event_duration_listener(count)
     assert counts[0] == counts[1] > 0
     assert not np.allclose(*embeddings)
 
